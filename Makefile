@@ -1,0 +1,76 @@
+# Two commands matter: `make run` and `make test`. Everything is installed into .venv, nothing elsewhere.
+# PYTHON=python3.12, HOST=, PORT=8001, ARGS="-k words" may be given on the command line.
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := repository server tests examples $(wildcard bench/*.py)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format lock build clean
+
+help:
+	@echo "make run     install, serve examples/models on http://$(HOST):$(PORT), show what to try"
+	@echo "make test    install, run the tests (ARGS=... goes to pytest)"
+	@echo "make check   format, lint, types, floors, tests: what CI runs"
+	@echo "make format  rewrite the sources in the one format"
+	@echo "make lock    resolve constraints.txt anew"
+	@echo "make build   a wheel in dist/"
+	@echo "make clean   remove .venv and everything else that is made"
+
+# The stamps make a second call fast and independent of the network.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Model Depot needs Python 3.11 or newer; $(PYTHON) is %d.%d. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" % v[:2])'
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "could not make $(VENV); on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing the server (torch and onnxruntime are large: the first time takes minutes)"
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing the server and the development tools"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.runtime $@
+
+run: $(VENV)/.runtime
+	@$(BIN)/python examples/when_ready.py http://$(HOST):$(PORT) & \
+	exec $(BIN)/modeldepot serve examples/models --trust-code --host $(HOST) --port $(PORT) $(ARGS)
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	@$(MAKE) --no-print-directory test
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix-only --select I $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# torch first, so that a CPU wheel that pip was given (--find-links) is taken and kept.
+lock:
+	@rm -rf build/lock && mkdir -p build && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip -q install "$$(grep '^torch==' constraints.txt)"
+	build/lock/bin/python -m pip -q install -e '.[dev]' hatchling
+	@grep '^#' constraints.txt > build/constraints.txt
+	@build/lock/bin/python -m pip freeze --all --exclude pip --exclude modeldepot \
+	  | sed -nE 's/^([A-Za-z0-9_.-]+==[^+ ]+).*/\1/p' | LC_ALL=C sort -f >> build/constraints.txt
+	@mv build/constraints.txt constraints.txt && rm -rf build/lock
+	@echo "constraints.txt: $$(grep -c == constraints.txt) packages"
+
+build: $(VENV)/.dev
+	@$(PIP) wheel --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache bench/out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
