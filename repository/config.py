@@ -1,0 +1,83 @@
+"""The one configuration schema of a model. Readers (yaml, pbtxt, request) fill it; nothing else does.
+
+Shapes: with max_batch_size > 0 the batch axis is not written (Triton's rule); with 0 a shape is
+exactly what clients send. -1 is any size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class TensorConfig(_Part, frozen=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    optional: bool = False
+
+
+class Batching(_Part, frozen=True):
+    """`max_delay_us`: how long a lone request may wait for company. `preferred_sizes`: batches that
+    go at once, without using up the delay."""
+
+    max_delay_us: int = 0
+    preferred_sizes: tuple[int, ...] = ()
+    max_queue: int = 0  # waiting requests beyond which a new one is refused; 0: the server's limit
+
+
+class VersionPolicy(_Part, frozen=True):
+    """Exactly one of the three."""
+
+    latest: int | None = None
+    specific: tuple[int, ...] | None = None
+    all: bool = False
+
+
+class WarmupRequest(_Part, frozen=True):
+    """One sort of warm-up request, sent `count` times.
+
+    `data` says how inputs are filled; -1 in a shape becomes `size`, the batch axis `batch_size`.
+    """
+
+    batch_size: int = 1
+    count: int = 1
+    size: int = 1
+    data: Literal["zero", "random"] = "zero"
+
+
+class Checks(_Part, frozen=True):
+    """How near golden outputs must be: |got - golden| <= atol + rtol * |golden|; other types exact."""
+
+    enabled: bool = True
+    atol: float = 1e-5
+    rtol: float = 1e-4
+
+
+class ModelConfig(_Part, frozen=True):
+    """Every key is optional. `warmup`: None lets the server decide (one request of zeros where every
+    input is numeric; its failure is only noted), () switches it off."""
+
+    backend: str | None = None
+    max_batch_size: int = 0
+    inputs: tuple[TensorConfig, ...] | None = None
+    outputs: tuple[TensorConfig, ...] | None = None
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    instances: int = 1
+    host: Literal["inline", "process"] | None = None
+    batching: Batching | None = None
+    version_policy: VersionPolicy = VersionPolicy(latest=1)
+    reload: Literal["auto", "overlap", "replace"] = "auto"
+    warmup: tuple[WarmupRequest, ...] | None = None
+    checks: Checks = Checks()
+    pin: bool = False
+    ttl_s: float | None = None  # idle seconds after which the model leaves
+    priority: int = 0  # higher stays longer when memory is short
+    memory: int | None = None  # bytes one generation needs; None: estimated from the files
+    aliases: tuple[str, ...] = ()
+    options: dict[str, Any] = msgspec.field(default_factory=dict)  # the backend's own

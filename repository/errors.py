@@ -1,0 +1,174 @@
+"""Everything this package can raise, as one tree.
+
+RepositoryError
+├── NotFoundError          no such thing                      (retrying will not help)
+│   ├── ModelNotFoundError
+│   └── VersionNotFoundError
+├── RejectedError          the request or the folder is wrong (change it)
+│   ├── InvalidNameError
+│   ├── InvalidRequestError
+│   ├── InvalidTensorError
+│   └── ConfigError            carries file and line
+├── ConflictError          right request, wrong state         (change the state)
+│   └── SupersededError
+├── CapacityError          it does not fit                    (free memory, or raise the budget)
+│   └── NoRoomError            carries the numbers
+├── UnavailableError       right request, wrong moment        (retry later)
+│   ├── ModelNotReadyError
+│   ├── QueueFullError
+│   └── DrainingError
+└── FailedError            we or the model broke              (read the story)
+    ├── LoadFailedError
+    │   ├── IncompleteFilesError
+    │   ├── FilesChangedError
+    │   ├── UntrustedCodeError
+    │   ├── CheckFailedError
+    │   └── LoadTimeoutError
+    ├── InferenceFailedError
+    └── WorkerDiedError        safe to retry
+
+`code` is part of the public API: faces print it, clients branch on it. HTTP numbers are not here;
+they live in `server.errors`, which maps the six families. Texts carry no absolute path.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RepositoryError(Exception):
+    code: ClassVar[str] = "repository_error"
+
+
+class NotFoundError(RepositoryError):
+    code = "not_found"
+
+
+class RejectedError(RepositoryError):
+    code = "rejected"
+
+
+class ConflictError(RepositoryError):
+    code = "conflict"
+
+
+class CapacityError(RepositoryError):
+    code = "capacity"
+
+
+class UnavailableError(RepositoryError):
+    code = "unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class FailedError(RepositoryError):
+    code = "failed"
+
+
+class ModelNotFoundError(NotFoundError):
+    code = "model_not_found"
+
+
+class VersionNotFoundError(NotFoundError):
+    code = "version_not_found"
+
+
+class InvalidNameError(RejectedError):
+    code = "invalid_name"
+
+
+class InvalidRequestError(RejectedError):
+    code = "invalid_request"
+
+
+class InvalidTensorError(RejectedError):
+    code = "invalid_tensor"
+
+
+class ConfigError(RejectedError):
+    """A configuration that cannot be used. `where` is "config.yaml:12" (never an absolute path)."""
+
+    code = "invalid_config"
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(f"{where}: {message}" if where else message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+
+class SupersededError(ConflictError):
+    code = "superseded"
+
+
+class NoRoomError(CapacityError):
+    """All sizes in bytes. `residents` maps "model:version" to the bytes it holds."""
+
+    code = "no_room"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        needed: int = 0,
+        free: int = 0,
+        device: str = "cpu",
+        residents: dict[str, int] | None = None,
+        pinned: list[str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.free = free
+        self.device = device
+        self.residents = residents or {}
+        self.pinned = pinned or []
+
+
+class ModelNotReadyError(UnavailableError):
+    code = "model_not_ready"
+
+
+class QueueFullError(UnavailableError):
+    code = "queue_full"
+
+
+class DrainingError(UnavailableError):
+    code = "draining"
+
+
+class LoadFailedError(FailedError):
+    code = "load_failed"
+
+
+class IncompleteFilesError(LoadFailedError):
+    code = "incomplete_files"
+
+
+class FilesChangedError(LoadFailedError):
+    code = "files_changed"
+
+
+class UntrustedCodeError(LoadFailedError):
+    code = "untrusted_code"
+
+
+class CheckFailedError(LoadFailedError):
+    code = "check_failed"
+
+
+class LoadTimeoutError(LoadFailedError):
+    code = "load_timeout"
+
+
+class InferenceFailedError(FailedError):
+    code = "inference_failed"
+
+
+class WorkerDiedError(FailedError):
+    """The process that ran the model is gone. Nothing was answered twice: asking again is safe."""
+
+    code = "worker_died"
+    retry_after_s: float | None = 1.0

@@ -1,0 +1,58 @@
+"""What is said to a model and what it answers. Plain data, the same for every face and host."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+
+from repository.tensors import Tensor
+
+Parameters: TypeAlias = dict[str, Any]
+
+
+class TensorSpec(msgspec.Struct, frozen=True, gc=False):
+    """An input or output as clients see it: full shape with the batch axis, -1 is any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    optional: bool = False
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """What a host reports once its model is in memory.
+
+    inputs, outputs   as the model itself (or its config) says; empty means: anything goes
+    max_batch_size    0: the host takes requests one by one, shapes are exact
+    platform          KServe V2 platform name, such as "onnxruntime_onnx"
+    memory            bytes by kind (weights, workspace, context), summed over the workers
+    details           for people: providers, threads, pids
+    """
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    max_batch_size: int = 0
+    platform: str = ""
+    memory: dict[str, int] = msgspec.field(default_factory=dict)
+    details: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class InferRequest(msgspec.Struct, gc=False):
+    """`outputs` empty means all of them. `parameters` are the request's own (KServe V2)."""
+
+    inputs: list[Tensor]
+    outputs: tuple[str, ...] = ()
+    id: str = ""
+    parameters: Parameters = msgspec.field(default_factory=dict)
+
+
+class InferResponse(msgspec.Struct, gc=False):
+    """`queue_s` waiting for its batch, `compute_s` inside the backend, `batch_size` of the whole batch
+    that it was part of (0 where the model does not batch)."""
+
+    outputs: list[Tensor]
+    parameters: Parameters = msgspec.field(default_factory=dict)
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    batch_size: int = 0

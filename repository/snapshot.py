@@ -1,0 +1,76 @@
+"""What a scan of the repository found: plain data that is compared, settled and planned from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from repository.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something a person should mend. Texts never hold an absolute path.
+
+    where    path relative to the repository, with a line where there is one: "digits/config.yaml:3"
+    rule     a stable word: name, config, layout, incomplete, trust, link, alias, version, io
+    message  what is wrong, with the numbers
+    hint     what to do
+    version  None: the whole model; else only that version
+    warning  shown by `validate` and in the status; stops nothing
+    """
+
+    where: str
+    rule: str
+    message: str
+    hint: str = ""
+    version: int | None = None
+    warning: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" + (f" ({self.hint})" if self.hint else "")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """One model as found. `specs` are the versions that its version policy chooses among those that
+    are whole, newest first; `versions` are all version numbers that exist.
+
+    fingerprint  of everything below the folder that counts, also of versions that are not chosen
+    problems     errors before warnings
+    newest_ctime when anything in it last changed, in seconds since 1970 (by the ctime of its files and
+                 folders, which nobody can set back); inf where that lies in the future. Not part of
+                 the fingerprint: a chmod or a hard link changes it too
+    """
+
+    name: str
+    fingerprint: str
+    specs: Mapping[int, ModelSpec] = field(default_factory=lambda: MappingProxyType({}))
+    versions: tuple[int, ...] = ()
+    aliases: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    newest_ctime: float = 0.0
+
+    @property
+    def broken(self) -> bool:
+        """The model as a whole cannot be served (its config, its layout)."""
+        return any(p.version is None for p in self.errors)
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems that stop something."""
+        return tuple(p for p in self.problems if not p.warning)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A whole scan. `problems` are those that belong to no model."""
+
+    models: Mapping[str, ModelFolder] = field(default_factory=lambda: MappingProxyType({}))
+    problems: tuple[Problem, ...] = ()
+
+    def hides(self, name: str) -> bool:
+        """A folder above `name` could not be read, so that its absence from `models` says nothing."""
+        unread = (p.where for p in self.problems if p.rule == "io")
+        return any(where in (".", name) or name.startswith(where + "/") for where in unread)
