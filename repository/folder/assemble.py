@@ -1,0 +1,230 @@
+"""One model's folder, as found, becomes a ModelFolder: configured, judged whole, chosen, estimated.
+
+Whatever is wrong becomes a Problem of the model or of one version; the other versions go on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
+
+from repository.config import ModelConfig, VersionPolicy
+from repository.errors import ConfigError, InvalidNameError
+from repository.folder.estimate import bytes_needed, devices_for, weights_of
+from repository.folder.guess import guess, model_file
+from repository.folder.layering import merge
+from repository.folder.layout import CONFIGS, Found
+from repository.folder.read_pbtxt import read_pbtxt
+from repository.folder.read_yaml import MAX_SIZE, read_yaml
+from repository.folder.schema import Layer
+from repository.folder.stamps import fingerprint
+from repository.folder.versions import choose, described, missing
+from repository.folder.whole import LOOKS, Verdict
+from repository.names import contain, shown
+from repository.snapshot import ModelFolder, Problem
+from repository.spec import FileStamp, ModelSpec
+
+CODE = frozenset({"python"})  # backends that run what lies in the folder
+
+Inspect = Callable[[str, str, int], Verdict]  # (real path, where, version)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the server allows. `gpus` None: not known on this machine, refuse nothing for it."""
+
+    trust_code: bool = False
+    gpus: Sequence[str] | None = ()
+
+
+def assemble(found: Found, root: Path, rules: Rules, inspect: Inspect) -> ModelFolder:
+    return _Assembly(found, root, rules, inspect).folder()
+
+
+class _Assembly:
+    def __init__(self, found: Found, root: Path, rules: Rules, inspect: Inspect) -> None:
+        self._found, self._root, self._rules, self._inspect = found, root, rules, inspect
+        self._problems = list(found.notes)
+        self._merged: dict[str | None, tuple[ModelConfig, dict[str, str]]] = {}
+
+    def folder(self) -> ModelFolder:
+        found = self._found
+        stamps = [*found.shared, *(s for own in found.versions.values() for s in own)]
+        whole = ModelFolder(
+            name=found.name,
+            fingerprint=fingerprint(stamps),
+            versions=tuple(sorted(found.versions, reverse=True)),
+            newest_ctime=found.newest_ctime_ns / 1e9,
+        )
+        layer = self._read_config()
+        if layer is not None:
+            specs, aliases = self._choose(layer)
+            whole = replace(whole, specs=MappingProxyType(specs), aliases=aliases)
+        problems = sorted(dict.fromkeys(self._problems), key=lambda p: p.warning)
+        if any(p.version is None and not p.warning for p in problems):
+            whole = replace(whole, specs=MappingProxyType({}))
+        return replace(whole, problems=tuple(problems))
+
+    # config -------------------------------------------------------------------------------------
+
+    def _read_config(self) -> Layer | None:
+        """The layer of the config file; an empty one where there is none; None if it is broken."""
+        there = [s.path for s in self._found.shared if s.path in CONFIGS]
+        if len(there) > 1:
+            self._tell(
+                "", "config", f"both {' and '.join(CONFIGS)} are there", "remove one of them"
+            )
+            return None
+        if not there:
+            return Layer("config.yaml")
+        name = there[0]
+        try:
+            path = contain(self._root, Path(self._found.folder, name))
+            with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+                text = file.read(MAX_SIZE + 1)
+            yaml = name == "config.yaml"
+            layer = read_yaml(text) if yaml else read_pbtxt(text, self._found.name)
+        except ConfigError as error:
+            self._tell(error.where or name, "config", error.message, error.hint)
+            return None
+        except InvalidNameError as error:
+            self._tell(name, "link", str(error))
+            return None
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else "it cannot be read"
+            self._tell(name, "io", f"cannot be read: {reason}", "let the server's user read it")
+            return None
+        for problem in layer.problems:
+            self._problems.append(replace(problem, where=f"{self._found.name}/{problem.where}"))
+        return layer
+
+    # versions -----------------------------------------------------------------------------------
+
+    def _choose(self, layer: Layer) -> tuple[dict[int, ModelSpec], tuple[str, ...]]:
+        policy = msgspec.convert(layer.values.get("version_policy", {"latest": 1}), VersionPolicy)
+        specs = {v: s for v in self._found.versions if (s := self._version(v, layer)) is not None}
+        # A broken version that would not serve anyway is worth a word, not an error.
+        due = choose(policy, self._found.versions)
+        self._problems = [
+            replace(p, warning=True) if p.version not in (None, *due) else p for p in self._problems
+        ]
+        for version in missing(policy, self._found.versions):
+            message = f"'version_policy' names version {version}, which is not there"
+            where = layer.place("version_policy.specific")
+            self._tell(where, "version", message, f"add the folder {version}/", warning=True)
+        chosen = choose(policy, specs)
+        if not chosen:
+            self._tell_of_none(described(policy))
+        return {v: specs[v] for v in chosen}, tuple(layer.values.get("aliases", ()))
+
+    def _version(self, version: int, layer: Layer) -> ModelSpec | None:
+        """Its spec, or None and a Problem."""
+        found = self._found
+        own = found.versions[version]
+        if any(p.version == version and not p.warning for p in self._problems):
+            return None  # a link out of the repository, a folder that cannot be read
+        prefix = "" if found.flat else f"{version}/"
+        sizes = {s.path.removeprefix(prefix): s.size for s in own}
+        try:
+            config, sources = self._merge(layer, guess(sizes))
+        except ConfigError as error:
+            self._tell(error.where or layer.source, "config", error.message, error.hint)
+            return None
+        if config.backend in CODE and not self._rules.trust_code:
+            self._tell(
+                "",
+                "trust",
+                f"the backend '{config.backend}' runs code from the model's folder",
+                "start the server with --trust-code if you trust this repository",
+            )
+            return None
+        try:
+            main = model_file(config, sizes)
+            devices = self._devices(config, layer)
+        except ConfigError as error:
+            rule = "incomplete" if config.backend else "config"
+            self._tell(prefix.rstrip("/"), rule, error.message, error.hint, version)
+            return None
+        external = self._all_whole(version, own, main, prefix)
+        if external is None or devices is None:
+            return None
+        files = tuple(sorted((*found.shared, *own)))
+        return ModelSpec(
+            model=found.name,
+            version=version,
+            fingerprint=fingerprint(files),
+            folder=Path(found.folder),
+            path=Path(found.paths[version]),
+            files=files,
+            config=config,
+            sources=MappingProxyType(sources),
+            backend=config.backend or "",
+            model_file=main,
+            bytes_needed=bytes_needed(config, weights_of(sizes, config.backend, {main, *external})),
+            devices=devices,
+        )
+
+    def _merge(self, layer: Layer, guessed: Layer) -> tuple[ModelConfig, dict[str, str]]:
+        backend = guessed.values.get("backend")
+        if backend not in self._merged:
+            self._merged[backend] = merge([guessed, layer])
+        return self._merged[backend]
+
+    def _devices(self, config: ModelConfig, layer: Layer) -> tuple[str, ...] | None:
+        try:
+            return devices_for(config, self._rules.gpus)
+        except ConfigError as error:
+            self._tell(layer.place("device"), "config", error.message, error.hint)
+            return None
+
+    def _all_whole(
+        self, version: int, own: tuple[FileStamp, ...], main: str, prefix: str
+    ) -> tuple[str, ...] | None:
+        """Paths, relative to the version's folder, that its ONNX files refer to; None and a Problem
+        for each file that is not whole."""
+        external: list[str] = []
+        whole = True
+        folder = self._found.paths[version]
+        for path in (s.path.removeprefix(prefix) for s in own):
+            if path != main and os.path.splitext(path)[1] not in LOOKS:
+                continue
+            where = shown(f"{self._found.name}/{prefix}{path}", 300)
+            verdict = self._inspect(os.path.join(folder, path), where, version)
+            if verdict.problem is not None:
+                self._problems.append(verdict.problem)
+                whole = False
+            external += (os.path.relpath(p, folder) for p in verdict.external)
+        return tuple(external) if whole else None
+
+    # problems -----------------------------------------------------------------------------------
+
+    def _tell(
+        self,
+        where: str,
+        rule: str,
+        message: str,
+        hint: str = "",
+        version: int | None = None,
+        *,
+        warning: bool = False,
+    ) -> None:
+        place = f"{self._found.name}/{where}" if where else self._found.name
+        self._problems.append(Problem(place, rule, message, hint, version, warning))
+
+    def _tell_of_none(self, policy: str) -> None:
+        if not self._found.versions:
+            message, hint = (
+                "there is no version folder and no model file",
+                "add a folder 1/ with one",
+            )
+        else:
+            message = f"no version can be served under the version policy ({policy})"
+            hint = "mend the versions named above, or change 'version_policy'"
+            if any(p.version is None and not p.warning for p in self._problems):
+                return  # the true reason is there already
+        self._tell("", "version", message, hint)

@@ -1,0 +1,118 @@
+"""A whole scan of the repository: every folder, every stamp, and only what changed is looked into.
+
+Synchronous, for a thread. An unchanged model costs its listing and stats: configs, headers and
+fingerprints are remembered by the stamps of the files. Remembered folders are the same objects, so
+that comparing two snapshots of an unchanged repository is comparing pointers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from repository.folder.aliases import settle_aliases
+from repository.folder.assemble import Rules, assemble
+from repository.folder.layout import Found, Layout
+from repository.folder.whole import Verdict, inspect
+from repository.snapshot import ModelFolder, Snapshot
+from repository.spec import FileStamp
+
+# File systems tell time in ticks. A stamp this much ahead is not the future, and a file that changed
+# this short ago may change again without its stamp showing it: it is looked into once more.
+TICK_S = 0.1
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the last look at a model found, and of which files."""
+
+    key: object
+    folder: ModelFolder
+    verdicts: dict[int, tuple[tuple[FileStamp, ...], dict[str, Verdict]]]
+
+
+class Scanner:
+    """Scans one repository again and again. Callable from several threads; one call at a time runs.
+
+    root        as given: it may be a link that is moved, so it is followed anew each time
+    gpus        this machine's ("cuda:0", ...); None: not known, so no config is refused for it
+    settle_s    accepted for symmetry with the Settler; a scan itself waits for nothing
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        trust_code: bool,
+        gpus: Sequence[str] | None = (),
+        settle_s: float = 1.0,
+    ) -> None:
+        self.root = root
+        self.settle_s = settle_s
+        self._rules = Rules(trust_code, None if gpus is None else tuple(gpus))
+        self._known: dict[str, _Known] = {}
+        self._last: dict[str, ModelFolder] = {}
+        self._one_at_a_time = threading.Lock()
+
+    def scan(self, now: float | None = None) -> Snapshot:
+        """The whole repository. `now` in seconds since 1970.
+
+        Raises OSError if the repository's folder cannot be listed; never for what lies in it.
+        """
+        with self._one_at_a_time:
+            now = time.time() if now is None else now
+            layout = Layout(os.fspath(self.root))
+            models = {f.name: self._remembered(f, layout.root, now) for f in layout.models()}
+            self._known = {n: k for n, k in self._known.items() if n in models}
+            self._last = settle_aliases(models)
+            problems = tuple(sorted(dict.fromkeys(layout.notes), key=lambda p: p.where))
+            return Snapshot(MappingProxyType(dict(sorted(self._last.items()))), problems)
+
+    def scan_model(self, name: str, now: float | None = None) -> ModelFolder | None:
+        """Only this model, as it lies there now; None if there is none of that name.
+
+        Its aliases are judged against the last whole scan. Raises InvalidNameError.
+        """
+        with self._one_at_a_time:
+            now = time.time() if now is None else now
+            layout = Layout(os.fspath(self.root))
+            found = layout.model(name)
+            if found is None:
+                return None
+            folder = self._remembered(found, layout.root, now)
+            return settle_aliases({**self._last, name: folder})[name]
+
+    def _remembered(self, found: Found, root: str, now: float) -> ModelFolder:
+        key = (found.folder, found.shared, found.versions, found.paths, found.notes)
+        known = self._known.get(found.name)
+        if known is None or known.key != key:
+            known = self._look_into(found, root, key, known)
+            self._known[found.name] = known
+        newest = found.newest_ctime_ns / 1e9
+        if newest > now - TICK_S:
+            known.key, known.verdicts = None, {}
+        newest = math.inf if newest > now + TICK_S else newest
+        if known.folder.newest_ctime != newest:
+            known.folder = replace(known.folder, newest_ctime=newest)
+        return known.folder
+
+    def _look_into(self, found: Found, root: str, key: object, known: _Known | None) -> _Known:
+        verdicts: dict[int, tuple[tuple[FileStamp, ...], dict[str, Verdict]]] = {}
+        for version, stamps in found.versions.items():
+            old = known.verdicts.get(version) if known else None
+            verdicts[version] = old if old and old[0] == stamps else (stamps, {})
+
+        def judged(path: str, where: str, version: int) -> Verdict:
+            made = verdicts[version][1]
+            if path not in made:
+                made[path] = inspect(path, root, where, version)
+            return made[path]
+
+        folder = assemble(found, Path(root), self._rules, judged)
+        return _Known(key, folder, verdicts)

@@ -1,0 +1,296 @@
+"""What one layer of a model's configuration may say: checked where it was written, line by line.
+
+The keys and types come from the Structs of `repository.config`, so there is no second list of them;
+only the bounds of values are written down here. Shorthands that people may write (`checks: false`,
+`version_policy: all`, `memory: 2GiB`) are spelled out first. Files are not known here, nor which
+layer wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import msgspec
+import numpy as np
+
+from repository.config import ModelConfig
+from repository.errors import ConfigError, InvalidNameError, InvalidTensorError
+from repository.names import MAX_VERSION, check_name
+from repository.sizes import MAX_BYTES, parse_bytes
+from repository.snapshot import Problem
+from repository.tensors import DATATYPES, datatype_of
+
+BACKENDS = ("onnx", "python")  # every name that `backend:` may have
+MODEL: Any = msgspec.inspect.type_info(ModelConfig)
+NONE = msgspec.inspect.NoneType
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+
+# Smallest and largest value; '*' stands for any index of a list.
+RANGES: dict[str, tuple[float, float]] = {
+    "max_batch_size": (0, 65536),
+    "inputs.*.shape.*": (-1, MAX_VERSION),
+    "outputs.*.shape.*": (-1, MAX_VERSION),
+    "instances": (1, 64),
+    "batching.max_delay_us": (0, 10_000_000),
+    "batching.preferred_sizes.*": (1, 65536),
+    "batching.max_queue": (0, 1_000_000),
+    "version_policy.latest": (1, MAX_VERSION),
+    "version_policy.specific.*": (1, MAX_VERSION),
+    "warmup.*.batch_size": (1, 65536),
+    "warmup.*.count": (1, 10_000),
+    "warmup.*.size": (1, MAX_VERSION),
+    "checks.atol": (0, math.inf),
+    "checks.rtol": (0, math.inf),
+    "ttl_s": (0.001, 10**9),
+    "priority": (-(10**6), 10**6),
+    "memory": (1, MAX_BYTES),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One source of values: "config.yaml", "config.pbtxt", "request", "guessed".
+
+    values    nested as ModelConfig is, shorthands spelled out; only what was written
+    lines     dotted key -> line from 1 ("inputs.0.shape": 5); empty where there are no lines
+    problems  warnings about what was written and is not honoured
+    """
+
+    source: str
+    values: dict[str, Any] = field(default_factory=dict)
+    lines: Mapping[str, int] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+
+    def place(self, key: str) -> str:
+        """ "config.yaml:5"; for a key that has no line of its own, that of what holds it."""
+        while key:
+            if key in self.lines:
+                return f"{self.source}:{self.lines[key]}"
+            key = key.rpartition(".")[0]
+        return self.source
+
+
+def check_layer(layer: Layer) -> Layer:
+    """The layer with its shorthands spelled out. Raises ConfigError for the first thing wrong."""
+    reader = _Checker(layer)
+    values = reader.spell_out(layer.values)
+    reader.fit(values, MODEL, "")
+    reader.obey(values)
+    return Layer(layer.source, values, layer.lines, layer.problems)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?", or nothing where nothing is near."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
+class _Checker:
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+
+    def fail(self, key: str, message: str, hint: str = "") -> NoReturn:
+        raise ConfigError(message, where=self._layer.place(key), hint=hint)
+
+    # shorthands ---------------------------------------------------------------------------------
+
+    def spell_out(self, written: Mapping[str, Any]) -> dict[str, Any]:
+        values = dict(written)
+        if values.get("version_policy") == "all":
+            values["version_policy"] = {"all": True}
+        if isinstance(values.get("checks"), bool):
+            values["checks"] = {"enabled": values["checks"]}
+        if isinstance(values.get("warmup"), bool):
+            values["warmup"] = [{}] if values["warmup"] else []
+        if isinstance(values.get("memory"), str):
+            try:
+                values["memory"] = parse_bytes(values["memory"])
+            except ConfigError as error:
+                self.fail("memory", f"'memory': {error.message}", error.hint)
+        return values
+
+    # keys and types -----------------------------------------------------------------------------
+
+    def fit(self, value: Any, kind: Any, key: str) -> None:
+        """`value` is of `kind` (a msgspec.inspect type), all the way down."""
+        if isinstance(kind, msgspec.inspect.UnionType):
+            if value is None and any(isinstance(t, NONE) for t in kind.types):
+                return
+            kind = next(t for t in kind.types if not isinstance(t, NONE))
+        shape = type(kind).__name__
+        if shape == "StructType":
+            self._fit_struct(value, kind, key)
+        elif shape == "VarTupleType":
+            if not isinstance(value, list | tuple):
+                self._misfit(value, "a list", key)
+            for i, item in enumerate(value):
+                self.fit(item, kind.item_type, f"{key}.{i}")
+        elif shape == "DictType":
+            self._fit_free(value, key)
+        else:
+            expected, fits = _plain(kind)
+            if not fits(value):
+                self._misfit(value, expected, key)
+
+    def _fit_struct(self, value: Any, kind: Any, key: str) -> None:
+        if not isinstance(value, dict):
+            self._misfit(value, "a mapping of keys to values", key)
+        fields = {f.encode_name: f for f in kind.fields}
+        for name, item in value.items():
+            below = f"{key}.{name}" if key else str(name)
+            if name not in fields:
+                inside = f" in '{key}'" if key else ""
+                known = "known keys: " + ", ".join(fields)
+                self.fail(below, f"unknown key '{name}'{inside}{nearest(str(name), fields)}", known)
+            self.fit(item, fields[name].type, below)
+        for name, part in fields.items():
+            if part.required and name not in value:
+                self.fail(key, f"'{key}' needs the key '{name}'")
+
+    def _fit_free(self, value: Any, key: str) -> None:
+        """A backend's own options: anything that JSON can say."""
+        if isinstance(value, dict):
+            for name, item in value.items():
+                self._fit_free(item, f"{key}.{name}")
+        elif key == "options":
+            self._misfit(value, "a mapping of keys to values", key)
+        elif isinstance(value, list):
+            for i, item in enumerate(value):
+                self._fit_free(item, f"{key}.{i}")
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            self.fail(key, f"'{key}' must fit into 64 bits")
+        elif not (value is None or isinstance(value, str | int | float)):
+            self._misfit(value, "text, a number, true or false", key)
+
+    def _misfit(self, value: Any, expected: str, key: str) -> NoReturn:
+        what = f"'{key}'" if key else "the whole"
+        self.fail(key, f"{what} must be {expected}, not {_said(value)}")
+
+    # values -------------------------------------------------------------------------------------
+
+    def obey(self, values: dict[str, Any]) -> None:
+        for pattern, key, value in _leaves(values, "", ""):
+            low, high = RANGES.get(pattern, (-math.inf, math.inf))
+            if isinstance(value, int | float) and not low <= value <= high:
+                bound = f"at least {low}" if value < low else f"at most {high}"
+                self.fail(key, f"'{key}' must be {bound}, not {_said(value)}")
+        if values.get("backend") not in (None, *BACKENDS):
+            near = nearest(values["backend"], BACKENDS)
+            known = "known backends: " + ", ".join(BACKENDS)
+            self.fail("backend", f"unknown backend {_said(values['backend'])}{near}", known)
+        device = values.get("device", "auto")
+        if not _DEVICE.fullmatch(device):
+            self.fail(
+                "device",
+                f"'device' must be auto, cpu, cuda or cuda:N, not {_said(values['device'])}",
+            )
+        for key in ("inputs", "outputs"):
+            self._tensors(values.get(key) or (), key)
+        self._version_policy(values.get("version_policy"))
+        self._aliases(values.get("aliases", ()))
+        self._model_file(values.get("options", {}).get("model_file"))
+
+    def _tensors(self, tensors: Iterable[dict[str, Any]], key: str) -> None:
+        names: set[str] = set()
+        for i, tensor in enumerate(tensors):
+            name, datatype = tensor["name"], tensor["datatype"]
+            if not name or name in names:
+                why = f"two of them are named '{name}'" if name else "a name is empty"
+                self.fail(f"{key}.{i}.name", f"'{key}' need different names; {why}")
+            names.add(name)
+            if datatype not in DATATYPES:
+                self.fail(
+                    f"{key}.{i}.datatype",
+                    f"unknown datatype {_said(datatype)}{_meant(datatype)}",
+                    "known datatypes: " + ", ".join(DATATYPES),
+                )
+
+    def _version_policy(self, policy: dict[str, Any] | None) -> None:
+        if policy is None:
+            return
+        said = [k for k, v in policy.items() if v is not None and v is not False]
+        if len(said) != 1 or policy.get("specific") == []:
+            self.fail(
+                "version_policy",
+                "'version_policy' must be exactly one of latest, specific and all",
+                "write {latest: 1}, {specific: [1, 3]} or all",
+            )
+
+    def _aliases(self, aliases: Iterable[str]) -> None:
+        for i, alias in enumerate(aliases):
+            try:
+                check_name(alias)
+            except InvalidNameError as error:
+                self.fail(f"aliases.{i}", f"'aliases': {error}")
+
+    def _model_file(self, name: Any) -> None:
+        if name is None:
+            return
+        if not isinstance(name, str) or not name:
+            self._misfit(name, "a file name", "options.model_file")
+        if name.startswith("/") or "\0" in name or ".." in name.split("/"):
+            self.fail("options.model_file", "'options.model_file' must lie in the version's folder")
+
+
+def _plain(kind: Any) -> tuple[str, Callable[[Any], bool]]:
+    """What a scalar type expects, in words and as a test. bool is an int in Python, not here."""
+    match type(kind).__name__:
+        case "BoolType":
+            return "true or false", lambda v: isinstance(v, bool)
+        case "IntType":
+            return "a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)
+        case "FloatType":
+            return (
+                "a number",
+                lambda v: (
+                    isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+                ),
+            )
+        case "LiteralType":
+            options = kind.values
+            return "one of " + ", ".join(options), lambda v: isinstance(v, str) and v in options
+    return "text", lambda v: isinstance(v, str)
+
+
+def _leaves(value: Any, pattern: str, key: str) -> Iterator[tuple[str, str, Any]]:
+    """(key with '*' for indices, key, value) of everything that is not a mapping or a list."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            dot = "." if key else ""
+            yield from _leaves(item, f"{pattern}{dot}{name}", f"{key}{dot}{name}")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _leaves(item, f"{pattern}.*", f"{key}.{i}")
+    else:
+        yield pattern, key, value
+
+
+def _said(value: Any) -> str:
+    """What was written, short: a whole list or mapping is only called by its kind."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case str():
+            return f"'{value[:40]}{'...' if len(value) > 40 else ''}'"
+        case int() | float():
+            return str(value) if abs(value) < 10**20 else "a huge number"
+        case dict():
+            return "a mapping"
+        case list() | tuple():
+            return "a list"
+    return "a date or the like (put it in quotes)"
+
+
+def _meant(datatype: str) -> str:
+    """numpy's and Triton's names lead to ours."""
+    try:
+        return f"; did you mean '{datatype_of(np.dtype(datatype.removeprefix('TYPE_').lower()))}'?"
+    except (TypeError, InvalidTensorError):
+        return nearest(datatype.upper(), DATATYPES)

@@ -1,0 +1,202 @@
+"""config.pbtxt: what is honoured is mapped, what is not is said, and every mistake has its line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repository.errors import ConfigError
+from repository.folder.layering import merge
+from repository.folder.pbtxt_lines import line_map
+from repository.folder.read_pbtxt import read_pbtxt
+from repository.folder.schema import Layer
+
+FULL = """\
+name: "digits"
+platform: "onnxruntime_onnx"  # a comment with { braces
+max_batch_size: 16
+input [
+  {
+    name: "pixels"
+    data_type: TYPE_FP32
+    dims: [ -1, 64 ]
+  },
+  { name: "text" data_type: TYPE_STRING dims: 1 dims: 2 optional: true }
+]
+output { name: "label" data_type: TYPE_INT64 dims: [ 1 ] }
+instance_group [ { count: 2 kind: KIND_GPU gpus: [ 1 ] } ]
+dynamic_batching {
+  preferred_batch_size: [ 4, 8 ]
+  max_queue_delay_microseconds: 500
+  default_queue_policy { max_queue_size: 7 }
+}
+version_policy: { specific: { versions: [ 1, 3 ] } }
+model_warmup [ {
+  name: "w" batch_size: 4 count: 2
+  inputs { key: "pixels" value { data_type: TYPE_FP32 dims: [ 32, 64 ] random_data: true } }
+} ]
+default_model_filename: "net.onnx"
+parameters { key: "intra_op_thread_count" value: { string_value: "2" } }
+"""
+
+
+def read(text: str, model: str = "digits") -> Layer:
+    return read_pbtxt(textwrap.dedent(text).encode(), model)
+
+
+def refused(text: str, model: str = "digits") -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        read(text, model)
+    return caught.value
+
+
+def test_what_triton_says_is_said_in_our_words() -> None:
+    layer = read(FULL)
+    assert layer.values == {
+        "backend": "onnx",
+        "max_batch_size": 16,
+        "inputs": [
+            {"name": "pixels", "datatype": "FP32", "shape": [-1, 64]},
+            {"name": "text", "datatype": "BYTES", "shape": [1, 2], "optional": True},
+        ],
+        "outputs": [{"name": "label", "datatype": "INT64", "shape": [1]}],
+        "instances": 2,
+        "device": "cuda:1",
+        "batching": {"max_delay_us": 500, "preferred_sizes": [4, 8], "max_queue": 7},
+        "version_policy": {"specific": [1, 3]},
+        "warmup": [{"batch_size": 4, "count": 2, "size": 32, "data": "random"}],
+        "options": {"intra_op_thread_count": "2", "model_file": "net.onnx"},
+    }
+    assert layer.problems == ()
+
+
+def test_every_value_knows_its_line() -> None:
+    _, sources = merge([read(FULL)])
+    for key, line in {
+        "backend": 2,
+        "max_batch_size": 3,
+        "inputs.0.shape": 8,
+        "inputs.1.datatype": 10,
+        "outputs.0.name": 12,
+        "instances": 13,
+        "device": 13,
+        "batching.preferred_sizes": 15,
+        "batching.max_queue": 17,
+        "version_policy.specific": 19,
+        "warmup.0.count": 20,
+        "options.model_file": 24,
+    }.items():
+        assert sources[key] == f"config.pbtxt:{line}", key
+    assert sources["priority"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ('backend: "python"', {"backend": "python"}),
+        ('platform: "onnxruntime_onnx" backend: "onnxruntime"', {"backend": "onnx"}),
+        ("max_batch_size: 0", {"max_batch_size": 0}),
+        ("instance_group { kind: KIND_CPU }", {"device": "cpu"}),
+        ("instance_group { kind: KIND_GPU }", {"device": "cuda"}),
+        ("instance_group { count: 3 }", {"instances": 3}),
+        ("version_policy { all {} }", {"version_policy": {"all": True}}),
+        ("version_policy { latest { num_versions: 2 } }", {"version_policy": {"latest": 2}}),
+        ("version_policy { latest {} }", {"version_policy": {"latest": 1}}),
+        ("dynamic_batching { }", {"batching": {}}),
+        ("", {}),
+    ],
+)
+def test_small_configs_are_mapped_key_by_key(text: str, values: dict[str, object]) -> None:
+    assert read(text).values == values
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "message"),
+    [
+        ("max_batch_size: 4\nmax_batchsize: 3", ":2", "did you mean 'max_batch_size'?"),
+        ("input {\n  name: 'x'\n  dimms: 3\n}", ":3", "unknown key 'dimms'; did you mean 'dims'?"),
+        ("input [\n{ name: 'x' data_type: TYPE_FOO }]", ":2", "TYPE_FOO"),
+        ("input {\n name: 'x' dims: 1 }", ":1", "needs a 'data_type'"),
+        ("max_batch_size: 4\nmax_batch_size: 5", ":2", "max_batch_size"),
+        ("max_batch_size: -1", ":1", "at least 0"),
+        ("input {", ":1", ""),
+        ("pin: true\n\nname: 'other'", ":1", ""),
+        ("backend: 'python'\nname: 'other'", ":2", "directory name must equal model name"),
+        ("\nplatform: 'tensorflow_graphdef'", ":2", "'tensorflow_graphdef' is not supported"),
+        ("backend: 'onnxruntim'", ":1", "did you mean 'onnxruntime'?"),
+        ("platform: 'onnxruntime_onnx'\nbackend: 'python'", ":2", "contradict"),
+        ("backend: 'python'\nsequence_batching { }", ":2", "sequences are not supported"),
+        ("default_model_filename: '../x'", ":1", "must lie in the version's folder"),
+        ("input { name: 'x' data_type: TYPE_FP32 dims: [ 1,\n -5 ] }", ":1", "at least -1"),
+    ],
+)
+def test_mistakes_are_told_with_their_line(text: str, where: str, message: str) -> None:
+    error = refused(text)
+    assert error.where == f"config.pbtxt{where}"
+    assert message in error.message
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("\noptimization { cuda { graphs: true } }", 2, "optimization"),
+        (
+            "input { name: 'x' data_type: TYPE_FP32 dims: 1\n reshape { shape: [] } }",
+            2,
+            "input.reshape",
+        ),
+        ("instance_group { kind: KIND_GPU gpus: [0, 1] }", 1, "gpus"),
+        (
+            "dynamic_batching {\n preserve_ordering: true\n}",
+            2,
+            "dynamic_batching.preserve_ordering",
+        ),
+        ("model_transaction_policy { decoupled: true }", 1, "model_transaction_policy"),
+    ],
+)
+def test_what_is_set_and_not_honoured_is_a_warning_at_its_line(
+    text: str, line: int, key: str
+) -> None:
+    (problem,) = read(text).problems
+    assert problem.warning and problem.rule == "config"
+    assert problem.where == f"config.pbtxt:{line}" and key in problem.message
+
+
+def test_a_nested_model_may_call_itself_by_its_last_folder() -> None:
+    assert read("name: 'bert'", "org/bert").values == {}
+    assert read("name: 'org/bert'", "org/bert").values == {}
+    assert refused("name: 'org'", "org/bert").where == "config.pbtxt:1"
+
+
+def test_a_file_that_is_too_large_or_not_text_is_refused() -> None:
+    for text in (b"# " + b"x" * 2**18, b"name: \xff"):
+        with pytest.raises(ConfigError):
+            read_pbtxt(text, "m")
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.sampled_from([*"ab {}[]<>:,;'\"#\n1-", "input", "name", "dims"]), max_size=40).map(
+        "".join
+    )
+)
+def test_no_text_whatever_raises_anything_but_a_config_error(text: str) -> None:
+    line_map(text)
+    try:
+        read(text)
+    except ConfigError as error:
+        assert error.where.startswith("config.pbtxt")  # noqa: PT017
+
+
+def test_scanning_a_repository_without_pbtxt_imports_no_protobuf() -> None:
+    code = (
+        "import sys, repository.folder.scan, repository.folder.validate;"
+        "print([m for m in sys.modules if m.startswith(('google.protobuf', 'grpc', 'torch'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
