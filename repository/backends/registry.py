@@ -1,0 +1,94 @@
+"""Which backends there are, and what the front must know of each without importing its framework.
+
+framework   the zygote that its workers are forked from
+runs_code   the model's folder holds code that will be executed: it needs `trust_code`
+gpu         it can use a GPU
+snapshot    what is copied before a load (`hosts.snapshots`): external data, the folder, nothing
+platform    KServe V2 platform name
+options     keys of `options` in the config that it understands
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from repository.backends.base import Backend
+from repository.errors import LoadFailedError
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    name: str
+    where: str  # "module:Class"
+    framework: Literal["onnx", "python"]
+    runs_code: bool
+    gpu: bool
+    snapshot: Literal["external", "folder", "none"]
+    platform: str
+    options: frozenset[str]
+
+
+# Keys that mean the same to every backend, or are read before it is asked.
+COMMON = frozenset({"model_file", "threads"})
+
+BACKENDS: dict[str, Entry] = {
+    "onnx": Entry(
+        name="onnx",
+        where="repository.backends.onnx:OnnxBackend",
+        framework="onnx",
+        runs_code=False,
+        gpu=True,
+        snapshot="external",
+        platform="onnxruntime_onnx",
+        options=COMMON
+        | {"allow_cpu_fallback", "arena", "gpu_mem_limit", "optimization", "spinning"},
+    ),
+    "python": Entry(
+        name="python",
+        where="repository.backends.python:PythonBackend",
+        framework="python",
+        runs_code=True,
+        gpu=True,
+        snapshot="folder",
+        platform="python",
+        options=COMMON | {"class", "parameters"},
+    ),
+}
+
+
+def entry(name: str) -> Entry:
+    """Raises LoadFailedError for a backend that there is not."""
+    try:
+        return BACKENDS[name]
+    except KeyError:
+        raise LoadFailedError(
+            f"there is no backend '{name}'; there are {', '.join(sorted(BACKENDS))}"
+        ) from None
+
+
+def make(name: str) -> Backend:
+    """A new backend. Imports its framework: only where the model will run."""
+    module, _, kind = entry(name).where.partition(":")
+    return cast("Backend", getattr(importlib.import_module(module), kind)())
+
+
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Raises LoadFailedError for a key that the backend does not understand."""
+    known = entry(name).options
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known))}"
+            raise LoadFailedError(f"options.{key}: backend '{name}' does not know it; {hint}")
+
+
+def option(options: dict[str, Any], key: str, kind: type, default: Any) -> Any:
+    """The value of one option. Raises LoadFailedError if it is not of `kind`."""
+    value = options.get(key, default)
+    wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+    if value is not default and wrong:
+        raise LoadFailedError(f"options.{key} is {value!r}; it must be of type {kind.__name__}")
+    return value

@@ -1,0 +1,87 @@
+"""The few calls to Linux that Python has no name for, and what the kernel says of processes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+
+
+def prctl(option: int, value: int | bytes) -> None:
+    """Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    argument = ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.c_ulong(value)
+    if libc.prctl(option, argument, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def die_with_parent(parent: int, signum: int) -> None:
+    """`signum` comes when the process `parent` ends. If it has ended already, exits now."""
+    prctl(PR_SET_PDEATHSIG, signum)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def name_process(name: str) -> None:
+    """As ps and top show it; the kernel keeps 15 bytes."""
+    with contextlib.suppress(OSError):
+        prctl(PR_SET_NAME, name.encode()[:15])
+
+
+def offer_to_oom_killer(more: int) -> None:
+    """When memory runs out, a worker goes before the server does."""
+    path = "/proc/self/oom_score_adj"
+    with contextlib.suppress(OSError, ValueError):
+        with open(path) as file:
+            now = int(file.read())
+        with open(path, "w") as file:
+            file.write(str(min(1000, now + more)))
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def started_at(pid: int) -> int | None:
+    """The start time of a process in clock ticks since boot: with the pid, its identity. None:
+    there is no such process, or it is a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name may hold spaces and parentheses; the fields begin behind the last one.
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == b"Z" else int(fields[19])
+
+
+def resident() -> dict[str, int]:
+    """Memory of this process in bytes, shared pages counted in proportion: {"host": PSS}."""
+    with open("/proc/self/smaps_rollup", "rb") as file:
+        for line in file:
+            if line.startswith(b"Pss:"):
+                return {"host": int(line.split()[1]) * 1024}
+    return {}
+
+
+def how_it_ended(status: int) -> str:
+    """A wait status in words: "killed by signal 9 (SIGKILL)", "exit code 3"."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def say(text: str) -> None:
+    """One line to the log of a process without logging."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()

@@ -1,0 +1,310 @@
+"""Runs a generation in processes of its own: one worker per instance, forked from a warm zygote.
+
+The only host whose unload surely returns memory, that survives a crash of its model, and that can
+stop a model that hangs. One worker that dies takes the generation with it: `died` resolves, what
+was in flight there fails with WorkerDiedError, and whoever owns the host stops it and starts
+another.
+
+A worker that is not wanted any more is asked first (after what it was asked before), then told by
+SIGTERM, then ended by SIGKILL; signals go to its process group, so a model's own children go too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterable
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from repository.backends import registry
+from repository.errors import LoadFailedError
+from repository.hosts import frames, snapshots
+from repository.hosts.channel import Channel
+from repository.hosts.frames import Kind, LoadOrder
+from repository.hosts.zygotes import Child, Zygotes
+from repository.messages import InferRequest, InferResponse, Loaded
+from repository.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+MOST_THREADS = 16  # per worker, unless the config asks for more
+TERM_S = 1.0  # between SIGTERM and SIGKILL
+EOF_S = 2.0  # how long a worker may live on after it closed its socket
+_busy = attrgetter("busy")
+LATE_S = 10.0  # a killed process that is still there then is reported
+
+
+class Worker:
+    """One child and the channel to it.
+
+    `ended` resolves with how its process ended, in words, and not before every answer that it had
+    still sent has been read: the report of its end may well overtake them.
+    """
+
+    def __init__(self, child: Child) -> None:
+        self.child = child
+        self.channel: Channel | None = None
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._how = ""
+        self._lost = True  # until there is a channel
+        self._timer: asyncio.TimerHandle | None = None
+        child.exited.add_done_callback(self._on_exit)
+
+    async def connect(self) -> None:
+        self._lost = False
+        self.channel = await Channel.open(self.child.sock, self._on_lost)
+
+    @property
+    def busy(self) -> int:
+        return self.channel.pending if self.channel is not None else 0
+
+    def _on_lost(self, why: str) -> None:
+        """The socket closed; the report of how the process ended follows, or it is made to."""
+        self._lost = True
+        self._how = why
+        if self.child.exited.done():
+            self._how = why or self.child.exited.result()
+            self._end()
+        else:
+            self._later(0.0 if why else EOF_S, partial(self.child.signal, signal.SIGKILL))
+
+    def _on_exit(self, exited: asyncio.Future[str]) -> None:
+        self._how = self._how or exited.result()
+        if self._lost:
+            self._end()
+        else:
+            # Something that the model forked may hold the socket open a little longer.
+            self._later(EOF_S, self._end)
+
+    def _later(self, delay_s: float, what: Callable[[], None]) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay_s, what)
+
+    def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.ended.done():
+            self.ended.set_result(self._how)
+
+    def close(self) -> None:
+        if self.channel is not None:
+            self.channel.close()
+        else:
+            self.child.sock.close()
+
+
+class ProcessHost:
+    """`threads` per worker; None: the cores divided among the instances. `extra` reaches the
+    backend."""
+
+    def __init__(
+        self,
+        zygotes: Zygotes,
+        *,
+        state_dir: Path,
+        instances: int = 1,
+        threads: int | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        self.died: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.slots = instances
+        self._zygotes = zygotes
+        self._state_dir = state_dir
+        self._threads = threads
+        self._extra = extra or {}
+        self._workers: list[Worker] = []
+        self._forks: list[asyncio.Task[Worker]] = []
+        self._snapshot: Path | None = None
+        self._stopping = False
+        self._stopped: asyncio.Task[None] | None = None
+        self._model = ""
+
+    # load ---------------------------------------------------------------------------------------
+
+    async def load(self, spec: ModelSpec, device: str) -> Loaded:
+        """Raises LoadFailedError (a leaf), WorkerDiedError. Failed or cancelled, its workers are
+        killed at once; `stop` then waits for their end."""
+        entry = registry.entry(spec.backend)
+        self._model = f"'{spec.model}' version {spec.version}"
+        if device.startswith("cuda") and not entry.gpu:
+            raise LoadFailedError(f"backend '{spec.backend}' cannot use a GPU; set device to cpu")
+        name = f"md:{spec.model}:{spec.version}"
+        self._forks = [
+            asyncio.create_task(self._fork(entry.framework, name)) for _ in range(self.slots)
+        ]
+        try:
+            # Shielded: a fork that has begun must be known to `stop`, whatever happens here.
+            workers = [await asyncio.shield(fork) for fork in self._forks]
+            path = await self._prepare(workers[0], spec, device)
+            orders = [self._order(spec, device, path, i) for i in range(len(workers))]
+            loading = [
+                asyncio.create_task(self._ask(worker, Kind.LOAD, order, frames.read_loaded))
+                for worker, order in zip(workers, orders, strict=True)
+            ]
+            return _together(await _all_or_none(loading), [w.child.pid for w in workers])
+        except BaseException:
+            self._stopping = True
+            self._kill()
+            raise
+
+    async def _fork(self, framework: str, name: str) -> Worker:
+        worker = Worker(await self._zygotes.fork(framework, name))
+        self._workers.append(worker)
+        await worker.connect()
+        worker.ended.add_done_callback(partial(self._on_end, worker))
+        if self._stopping:
+            worker.child.signal(signal.SIGKILL)
+        return worker
+
+    async def _prepare(self, worker: Worker, spec: ModelSpec, device: str) -> str:
+        """Where to load from. The first worker copies what has to be copied, so that the server's
+        own process neither parses a model's file nor reads it."""
+        policy = registry.entry(spec.backend).snapshot
+        if policy == "none" or (policy == "external" and _is_alone(spec)):
+            return os.fspath(spec.path)
+        self._snapshot = snapshots.fresh(self._state_dir)
+        order = self._order(spec, device, os.fspath(spec.path), 0)
+        order.snapshot = os.fspath(self._snapshot)
+        prepared = await self._ask(worker, Kind.PREPARE, order, frames.read_prepared)
+        path: str = prepared.path
+        return path
+
+    def _order(self, spec: ModelSpec, device: str, path: str, instance: int) -> LoadOrder:
+        share = max(1, len(os.sched_getaffinity(0)) // max(1, self.slots))
+        return LoadOrder(
+            backend=spec.backend,
+            model=spec.model,
+            version=spec.version,
+            path=path,
+            model_file=spec.model_file,
+            config=spec.config,
+            device=device,
+            threads=self._threads or min(share, MOST_THREADS),
+            instance=instance,
+            extra=self._extra,
+        )
+
+    async def _ask(self, worker: Worker, kind: Kind, order: LoadOrder, read: Any) -> Any:
+        assert worker.channel is not None
+        return await worker.channel.ask(kind, order, read)
+
+    # use ----------------------------------------------------------------------------------------
+
+    def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]:
+        workers = self._workers
+        worker = workers[0] if len(workers) == 1 else min(workers, key=_busy)
+        channel = worker.channel
+        assert channel is not None, "infer before load"
+        return channel.infer(request)
+
+    async def memory(self) -> dict[str, int]:
+        asked = [
+            w.channel.ask(Kind.MEMORY, None, frames.read_sizes)
+            for w in self._workers
+            if w.channel is not None
+        ]
+        return _sum(await asyncio.gather(*asked))
+
+    def _on_end(self, worker: Worker, ended: asyncio.Future[str]) -> None:
+        how = ended.result()
+        if worker.channel is not None:
+            worker.channel.fail(f"the worker of {self._model} died: {how}; ask again")
+        if not self._stopping and not self.died.done():
+            self.died.set_result(how)
+
+    # stop ---------------------------------------------------------------------------------------
+
+    async def stop(self, grace_s: float) -> None:
+        """Cancelled, it kills at once, and still waits for the end."""
+        if self._stopped is None:
+            self._stopped = asyncio.create_task(self._stop(grace_s))
+        try:
+            await asyncio.shield(self._stopped)
+        except asyncio.CancelledError:
+            self._kill()
+            await asyncio.shield(self._stopped)
+            raise
+
+    async def _stop(self, grace_s: float) -> None:
+        killed = self._stopping  # a load that failed has killed them already
+        self._stopping = True
+        if self._forks:
+            await asyncio.wait(self._forks)
+        for fork in self._forks:
+            if not fork.cancelled():
+                fork.exception()  # retrieved: load has reported the first of them
+        if not killed:
+            for worker in self._workers:
+                if worker.channel is not None:
+                    worker.channel.stop()
+            await self._until_gone(grace_s)
+            self._signal(signal.SIGTERM)
+            await self._until_gone(TERM_S)
+        self._kill()
+        if not await self._until_gone(LATE_S):
+            log.warning("the worker of %s does not end; its memory is not back", self._model)
+            await self._until_gone(None)
+        for worker in self._workers:
+            worker.close()
+        if self._snapshot is not None:
+            await asyncio.to_thread(snapshots.remove, self._snapshot)
+
+    async def _until_gone(self, patience_s: float | None) -> bool:
+        left = [worker.ended for worker in self._workers if not worker.ended.done()]
+        if left:
+            await asyncio.wait(left, timeout=patience_s)
+        return all(ended.done() for ended in left)
+
+    def _kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        for worker in self._workers:
+            worker.child.signal(number)
+
+
+def _is_alone(spec: ModelSpec) -> bool:
+    """Nothing lies beside the model's file, so there can be no external data."""
+    folder = (spec.path / spec.model_file).parent
+    try:
+        return os.listdir(folder) == [Path(spec.model_file).name]
+    except OSError:
+        return True  # the load will say what is wrong
+
+
+async def _all_or_none(tasks: list[asyncio.Task[Any]]) -> list[Any]:
+    """All results, or the first failure, with the others cancelled and over."""
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    failed = [t.exception() for t in tasks if not t.cancelled() and t.exception() is not None]
+    for error in failed:
+        assert error is not None
+        raise error
+    return [task.result() for task in tasks]
+
+
+def _together(loaded: list[Loaded], pids: list[int]) -> Loaded:
+    first = loaded[0]
+    return Loaded(
+        inputs=first.inputs,
+        outputs=first.outputs,
+        max_batch_size=first.max_batch_size,
+        platform=first.platform,
+        memory=_sum(each.memory for each in loaded),
+        details={**{k: v for k, v in first.details.items() if k != "pid"}, "pids": pids},
+    )
+
+
+def _sum(parts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for part in parts:
+        for kind, size in part.items():
+            total[kind] = total.get(kind, 0) + size
+    return total

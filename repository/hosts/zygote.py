@@ -1,0 +1,145 @@
+"""The process that workers are forked from: `python -m repository.hosts.zygote FD FRAMEWORK`.
+
+It has imported a framework and does nothing else: no op, no session, no thread, no GPU. A worker
+forked from it starts in milliseconds and shares its memory. One message a packet on the socket FD:
+
+    to us    {"fork": id, "name": ...} + the worker's socket     {"signal": pid, "number": n}
+    from us  {"up": pid, "threads": n}   {"forked": id, "pid": pid, "threads": n}
+             {"exited": pid, "status": wait status}
+
+Only unreaped children of ours are ever signalled, so a pid cannot have become somebody else's. When
+a worker has ended, its process group goes with it: whatever the model started. When the server is
+gone (end of the stream, or SIGTERM by PR_SET_PDEATHSIG) all groups are killed and we exit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from repository.hosts import linux, worker
+
+FRAMEWORKS = {
+    "onnx": ("numpy", "repository.backends.onnx", "onnxruntime"),
+    "python": ("numpy", "repository.backends.python"),
+}
+PACKET = 64 * 1024
+
+
+class Zygote:
+    def __init__(self, control: socket.socket, wakeup: int) -> None:
+        self._control = control
+        self._wakeup = wakeup
+        self._workers: set[int] = set()
+        self._told = False
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            self._told = True
+
+    def run(self) -> None:
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._wakeup, select.POLLIN)
+        while not self._told:
+            for fd, _ in poll.poll():
+                if fd == self._wakeup:
+                    os.read(self._wakeup, PACKET)
+                elif not self._obey():
+                    return
+            self._reap()
+
+    def end(self) -> None:
+        """Nothing that was forked here stays."""
+        for pid in self._workers:
+            self._signal(pid, signal.SIGKILL)
+        for pid in self._workers:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+    def _obey(self) -> bool:
+        """Does what one message says. False: the server is gone."""
+        data, fds, _, _ = socket.recv_fds(self._control, PACKET, 1)
+        if not data:
+            return False
+        message: dict[str, Any] = msgspec.msgpack.decode(data)
+        if "fork" in message:
+            self._fork(message["fork"], message["name"], fds[0])
+        elif message["signal"] in self._workers:
+            self._signal(message["signal"], message["number"])
+        return True
+
+    def _fork(self, number: int, name: str, fd: int) -> None:
+        threads = linux.threads()
+        parent = os.getpid()
+        # Until the child has its own handlers, ours must not run in it.
+        before: set[int | signal.Signals] = signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD}
+        )
+        pid = os.fork()
+        if pid == 0:
+            worker.main(fd, name, parent=parent, unblock=before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(fd)
+        self._workers.add(pid)
+        self._report({"forked": number, "pid": pid, "threads": threads})
+
+    def _reap(self) -> None:
+        for pid in list(self._workers):
+            # First look, then kill its group, then bury it: a pid is not given away before that.
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                continue
+            self._signal(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            self._workers.discard(pid)
+            self._report({"exited": pid, "status": status})
+
+    def _signal(self, pid: int, number: int) -> None:
+        try:
+            os.killpg(pid, number)
+        except ProcessLookupError:  # it has not made its group yet
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _report(self, message: dict[str, int]) -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more: the next read ends us
+            self._control.send(msgspec.msgpack.encode(message))
+
+
+def main(fd: int, framework: str) -> None:
+    parent = os.getppid()
+    linux.die_with_parent(parent, signal.SIGTERM)
+    linux.name_process(f"md-zygote-{framework}")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.dont_write_bytecode = True  # a model's folder is only read
+    control = socket.socket(fileno=fd)
+    wakeup, poke = os.pipe()
+    os.set_blocking(poke, False)
+    for module in FRAMEWORKS[framework]:
+        importlib.import_module(module)
+    zygote = Zygote(control, wakeup)
+    signal.signal(signal.SIGTERM, zygote.on_signal)
+    signal.signal(signal.SIGCHLD, zygote.on_signal)
+    signal.set_wakeup_fd(poke)
+    gc.collect()
+    gc.freeze()
+    if os.getppid() == parent:
+        control.send(msgspec.msgpack.encode({"up": os.getpid(), "threads": linux.threads()}))
+        try:
+            zygote.run()
+        finally:
+            zygote.end()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
