@@ -1,0 +1,207 @@
+"""Warm-up and golden checks against a fake host, with real files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repository.config import Checks, ModelConfig, WarmupRequest
+from repository.errors import (
+    CheckFailedError,
+    InferenceFailedError,
+    LoadFailedError,
+    WorkerDiedError,
+)
+from repository.messages import InferRequest, InferResponse, Loaded, TensorSpec
+from repository.rehearsal import rehearse
+from repository.spec import ModelSpec
+from repository.tensors import DATATYPES, Tensor
+from tests.fakes.host import FakeHost
+
+NUMERIC = Loaded(
+    (TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),), max_batch_size=4
+)
+
+
+def spec_of(folder: Path, backend: str = "onnx", **config: Any) -> ModelSpec:
+    path = folder / "1"
+    path.mkdir(exist_ok=True)
+    return ModelSpec("m", 1, "f", folder, path, config=ModelConfig(**config), backend=backend)
+
+
+def double(request: InferRequest) -> InferResponse:
+    return InferResponse([Tensor.of("y", request.inputs[0].array() * 2)])
+
+
+def broken(request: InferRequest) -> InferResponse:
+    raise InferenceFailedError("node 7 overflowed")
+
+
+def put(folder: Path, name: str = "a.json", y: Any = (2, 4), **more: Any) -> None:
+    """A check in checks/ that asks for the double of [[1, 2]]."""
+    (folder / "checks").mkdir(exist_ok=True)
+    inputs = [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]
+    outputs = [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": y}]
+    check = {"inputs": inputs, "outputs": outputs} | more
+    (folder / "checks" / name).write_text(json.dumps(check))
+
+
+# warm-up ------------------------------------------------------------------------------------------
+
+
+async def test_one_request_of_zeros_warms_every_slot(tmp_path: Path):
+    host = FakeHost(slots=2)
+    note = await rehearse(host, spec_of(tmp_path), NUMERIC)
+    assert note == "warm-up of 2 requests; no checks"
+    for request in host.batches:
+        assert request.inputs[0].shape == (1, 2) and not request.inputs[0].array().any()
+
+
+@pytest.mark.parametrize(
+    ("backend", "loaded"),
+    [
+        ("python", NUMERIC),
+        ("onnx", Loaded()),
+        ("onnx", Loaded((TensorSpec("x", "BYTES", (1,)),))),
+    ],
+)
+async def test_nothing_is_sent_where_zeros_may_mean_harm(
+    tmp_path: Path, backend: str, loaded: Loaded
+):
+    host = FakeHost()
+    assert await rehearse(host, spec_of(tmp_path, backend), loaded) == "no warm-up; no checks"
+    assert host.batches == []
+
+
+async def test_an_empty_list_switches_warm_up_off(tmp_path: Path):
+    host = FakeHost()
+    assert await rehearse(host, spec_of(tmp_path, warmup=()), NUMERIC) == "no warm-up; no checks"
+    assert host.batches == []
+
+
+async def test_zeros_that_nobody_asked_for_may_fail(tmp_path: Path):
+    note = await rehearse(FakeHost(result=broken), spec_of(tmp_path), NUMERIC)
+    assert note == "a warm-up with zeros failed, which is only noted (node 7 overflowed); no checks"
+
+
+async def test_a_warm_up_that_the_config_asks_for_must_succeed(tmp_path: Path):
+    spec = spec_of(tmp_path, warmup=(WarmupRequest(),))
+    with pytest.raises(LoadFailedError, match="warm-up 1 of the config failed: node 7 overflowed"):
+        await rehearse(FakeHost(result=broken), spec, NUMERIC)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "python"])
+async def test_the_config_says_how_many_and_how_large(tmp_path: Path, backend: str):
+    host = FakeHost()
+    loaded = Loaded(
+        (TensorSpec("x", "INT64", (-1, -1, 3)), TensorSpec("o", "FP32", (-1,), optional=True)),
+        max_batch_size=4,
+    )
+    kinds = (WarmupRequest(batch_size=4, count=3, size=7, data="random"), WarmupRequest())
+    note = await rehearse(host, spec_of(tmp_path, backend, warmup=kinds), loaded)
+    assert note == "warm-up of 4 requests; no checks"
+    assert [[t.shape for t in r.inputs] for r in host.batches] == [[(4, 7, 3)]] * 3 + [[(1, 1, 3)]]
+    assert host.batches[0].inputs[0].array().any()
+
+
+@pytest.mark.parametrize("data", ["zero", "random"])
+async def test_every_datatype_can_be_warmed(tmp_path: Path, data: Any):
+    host = FakeHost()
+    loaded = Loaded(tuple(TensorSpec(name, name, (2, -1)) for name in DATATYPES))
+    await rehearse(host, spec_of(tmp_path, warmup=(WarmupRequest(size=3, data=data),)), loaded)
+    for tensor in host.batches[0].inputs:
+        tensor.check_size()
+        assert tensor.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "kind", "text"),
+    [
+        (NUMERIC, WarmupRequest(batch_size=5), "batch-size must be <= 4"),
+        (Loaded(), WarmupRequest(), "declare them"),
+        (
+            Loaded((TensorSpec("x", "FP32", (-1, -1)),)),
+            WarmupRequest(size=10**6),
+            "may have 1 ?GiB",
+        ),
+    ],
+)
+async def test_an_impossible_warm_up_fails_the_load(
+    tmp_path: Path, loaded: Loaded, kind: WarmupRequest, text: str
+):
+    with pytest.raises(LoadFailedError, match=text):
+        await rehearse(FakeHost(), spec_of(tmp_path, warmup=(kind,)), loaded)
+
+
+async def test_a_worker_that_dies_while_warming_is_never_only_noted(tmp_path: Path):
+    host = FakeHost()
+    host.kill("exit code -11")
+    with pytest.raises(WorkerDiedError):
+        await rehearse(host, spec_of(tmp_path), NUMERIC)
+
+
+# checks -------------------------------------------------------------------------------------------
+
+
+async def test_checks_of_the_model_and_of_the_version_must_all_agree(tmp_path: Path):
+    put(tmp_path)
+    spec = spec_of(tmp_path, warmup=())
+    put(spec.path, "b.json")
+    arrays = {
+        "inputs/x": np.array([[1, 2], [3, 4]], "f4"),
+        "outputs/y": np.array([[2, 4], [6, 8]], "f4"),
+    }
+    np.savez_compressed(tmp_path / "checks" / "c.npz", **arrays)
+    host = FakeHost(result=double)
+    assert await rehearse(host, spec, NUMERIC) == "no warm-up; 3 checks agree"
+    assert len(host.batches) == 3 and host.batches[0].outputs == ("y",)
+
+
+async def test_a_folder_without_versions_runs_its_checks_once(tmp_path: Path):
+    put(tmp_path)
+    spec = ModelSpec("m", 1, "f", tmp_path, tmp_path, config=ModelConfig(warmup=()))
+    host = FakeHost(result=double)
+    assert await rehearse(host, spec, NUMERIC) == "no warm-up; 1 check agrees"
+
+
+async def test_a_disagreement_names_file_output_and_numbers(tmp_path: Path):
+    spec = spec_of(tmp_path, warmup=())
+    put(spec.path, y=[[2, 4.5]])
+    with pytest.raises(CheckFailedError) as failure:
+        await rehearse(FakeHost(result=double), spec, NUMERIC)
+    assert str(failure.value) == (
+        "1/checks/a.json: output 'y' differs from the golden one in 1 of 2 elements, first at "
+        "[0, 1]: got 4, expected 4.5; largest difference 0.5 (atol 1e-05, rtol 0.0001)"
+    )
+
+
+async def test_checks_can_be_switched_off(tmp_path: Path):
+    put(tmp_path, y=[9, 9])
+    spec = spec_of(tmp_path, warmup=(), checks=Checks(enabled=False))
+    host = FakeHost(result=double)
+    assert await rehearse(host, spec, NUMERIC) == "no warm-up; checks are switched off"
+
+
+async def test_a_checks_own_tolerance_goes_before_the_configs(tmp_path: Path):
+    put(tmp_path, y=[2.25, 4], atol=0.5, rtol=0)
+    spec = spec_of(tmp_path, warmup=(), checks=Checks(atol=0, rtol=0))
+    await rehearse(FakeHost(result=double), spec, NUMERIC)
+    put(tmp_path, y=[2.25, 4])
+    with pytest.raises(CheckFailedError, match=r"atol 0, rtol 0"):
+        await rehearse(FakeHost(result=double), spec, NUMERIC)
+
+
+async def test_what_the_model_does_to_a_check_is_told(tmp_path: Path):
+    put(tmp_path)
+    spec = spec_of(tmp_path, warmup=())
+    with pytest.raises(CheckFailedError, match=r"checks/a.json: the model failed: node 7"):
+        await rehearse(FakeHost(result=broken), spec, NUMERIC)
+    narrow = Loaded((TensorSpec("x", "FP32", (-1, 3)),), max_batch_size=4)
+    with pytest.raises(CheckFailedError, match=r"refuses it: unexpected shape for input 'x'"):
+        await rehearse(FakeHost(result=double), spec, narrow)
+    with pytest.raises(CheckFailedError, match=r"gives no output 'y'; it gives x"):
+        await rehearse(FakeHost(), spec, Loaded())
