@@ -1,0 +1,165 @@
+"""One generation and the leases on it.
+
+Every method here runs on the event loop's thread, so there are no locks. A generation counts its
+leases itself: draining is "wait until `leases` is 0", and nothing else needs to know who holds one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
+
+from repository.errors import ModelNotReadyError
+from repository.lifecycle.states import TERMINAL, Event, State, advance
+from repository.messages import Loaded
+from repository.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from repository.batching import Batcher
+    from repository.signature import Signature
+
+STORY_LENGTH = 64  # steps kept per generation
+
+
+class Trigger(enum.StrEnum):
+    """Why a generation was started; a label of the load metrics."""
+
+    STARTUP = "startup"
+    WATCH = "watch"
+    API = "api"
+    DEMAND = "demand"
+    RESTART = "restart"
+
+
+class Step(NamedTuple):
+    at: float  # seconds since 1970
+    event: Event | None  # None: it was born
+    state: State  # the state after the event
+    note: str
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """One life: QUEUED to GONE or FAILED.
+
+    Invariants: serials rise and never repeat; a lease begins only in READY; `error` is set iff a
+    FAULT happened; `idle` is set iff `leases` is 0; `settled` iff READY was reached or it ended.
+    Times that are compared (`born_at`, `ready_at`, `ended_at`, `last_used`) are the loop's clock, in
+    seconds; the story has wall-clock times for people.
+    """
+
+    serial: int
+    spec: ModelSpec
+    on_step: Callable[[Generation, State], None]  # (self, the state before), after every step
+    on_idle: Callable[[Generation], None]  # when the last lease ends
+    clock: Callable[[], float]
+    trigger: Trigger = Trigger.API
+    epoch: int = 0  # counts forced reloads of one fingerprint
+    device: str = "cpu"
+    state: State = State.QUEUED
+    error: BaseException | None = None
+    loaded: Loaded | None = None
+    signature: Signature | None = None  # what a request must look like; set from READY on
+    batcher: Batcher | None = None  # set from READY on
+    reserved: int = 0  # bytes of the ledger that it holds
+    measured: dict[str, int] = field(default_factory=dict)  # bytes by kind, as the host reported
+    leases: int = 0
+    served: int = 0  # leases that ended
+    born_at: float = 0.0
+    ready_at: float | None = None
+    ended_at: float | None = None
+    last_used: float = 0.0
+    story: deque[Step] = field(default_factory=lambda: deque(maxlen=STORY_LENGTH))
+    retire_why: str = ""
+    retire_asked: asyncio.Event = field(default_factory=asyncio.Event)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+        self.born_at = self.last_used = self.clock()
+        self.story.append(Step(time.time(), None, State.QUEUED, str(self.trigger)))
+
+    def __str__(self) -> str:
+        return f"{self.spec.model}:{self.spec.version}#{self.serial}"
+
+    def step(self, event: Event, note: str = "") -> None:
+        before, self.state = self.state, advance(self.state, event)
+        self.story.append(Step(time.time(), event, self.state, note))
+        if self.state is State.READY:
+            self.ready_at = self.last_used = self.clock()
+        if self.state in TERMINAL:
+            self.ended_at = self.clock()
+            self.ended.set()
+        if self.state in TERMINAL or self.state is State.READY:
+            self.settled.set()
+        self.on_step(self, before)
+
+    def fault(self, error: BaseException) -> None:
+        self.error = error
+        self.step(Event.FAULT, f"{type(error).__name__}: {error}")
+
+    def break_off(self, error: BaseException) -> None:
+        """After an illegal move, which is a bug: FAILED at once, past the table. What it had reserved
+        stays reserved, because nobody knows what of it is still in use."""
+        self.error = error
+        before, self.state = self.state, State.FAILED
+        self.story.append(Step(time.time(), Event.FAULT, self.state, f"a bug: {error}"))
+        self.ended_at = self.clock()
+        self.ended.set()
+        self.settled.set()
+        self.on_step(self, before)
+
+    def retire(self, why: str) -> None:
+        """Asks it to end. Asking again changes nothing."""
+        if not self.retire_asked.is_set():
+            self.retire_why = why
+            self.retire_asked.set()
+
+    def lease(self) -> Lease:
+        """Keeps this generation alive for the length of a `with`, or from `begin` to `end`."""
+        return Lease(self)
+
+
+class Lease:
+    """Begins only in READY (else ModelNotReadyError), ends exactly once."""
+
+    __slots__ = ("generation",)
+
+    def __init__(self, generation: Generation) -> None:
+        self.generation = generation
+
+    def begin(self) -> Generation:
+        gen = self.generation
+        if gen.state is not State.READY:
+            raise ModelNotReadyError(f"model '{gen.spec.model}' is {gen.state}", retry_after_s=1.0)
+        if gen.leases == 0:
+            gen.idle.clear()
+        gen.leases += 1
+        return gen
+
+    def end(self) -> None:
+        gen = self.generation
+        gen.leases -= 1
+        gen.served += 1
+        gen.last_used = gen.clock()
+        if gen.leases == 0:
+            gen.idle.set()
+            gen.on_idle(gen)
+
+    __enter__ = begin
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end()

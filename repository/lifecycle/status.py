@@ -1,0 +1,121 @@
+"""What people are told of a model. Computed from its generations and its folder, never stored."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from repository.errors import RepositoryError
+from repository.lifecycle.generation import Generation
+from repository.lifecycle.states import RISING, State
+from repository.snapshot import ModelFolder
+
+
+class Public(enum.StrEnum):
+    LOADED = "loaded"
+    LOADING = "loading"
+    UNLOADING = "unloading"
+    FAILED = "failed"
+    UNLOADED = "unloaded"
+
+
+@dataclass(frozen=True, slots=True)
+class LastError:
+    code: str
+    message: str
+    version: int | None
+    at: float | None  # seconds since 1970
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """`generations` newest first. `reloading`: one serves while another is on its way.
+
+    serving_version   the version that a request without one goes to now; None if none serves
+    changed_at        the last step of any generation, seconds since 1970
+    past              a few that have ended and count for nothing any more, newest first
+    """
+
+    name: str
+    state: Public
+    reloading: bool
+    serving_version: int | None
+    last_error: LastError | None
+    wanted: bool
+    generations: tuple[Generation, ...]
+    folder: ModelFolder | None
+    changed_at: float | None
+    past: tuple[Generation, ...] = ()
+
+
+PUBLIC: dict[State, Public] = {
+    State.QUEUED: Public.LOADING,
+    State.LOADING: Public.LOADING,
+    State.WARMING: Public.LOADING,
+    State.READY: Public.LOADED,
+    State.DRAINING: Public.UNLOADING,
+    State.UNLOADING: Public.UNLOADING,
+    State.FAILING: Public.FAILED,
+    State.FAILED: Public.FAILED,
+    State.GONE: Public.UNLOADED,
+}
+PRECEDENCE = (Public.LOADED, Public.LOADING, Public.UNLOADING, Public.FAILED)
+
+
+def describe(
+    name: str,
+    generations: Iterable[Generation],
+    folder: ModelFolder | None,
+    *,
+    wanted: bool,
+    past: Iterable[Generation] = (),
+) -> ModelStatus:
+    newest_first = tuple(sorted(generations, key=lambda g: -g.serial))
+    words = {PUBLIC[g.state] for g in newest_first}
+    error = _last_error(newest_first, folder)
+    state = next((p for p in PRECEDENCE if p in words), None)
+    if state is None:
+        state = Public.FAILED if wanted and error is not None else Public.UNLOADED
+    ready = [g for g in newest_first if g.state is State.READY]
+    return ModelStatus(
+        name=name,
+        state=state,
+        reloading=bool(ready) and any(g.state in RISING for g in newest_first),
+        serving_version=max((g.spec.version for g in ready), default=None),
+        last_error=error,
+        wanted=wanted,
+        generations=newest_first,
+        folder=folder,
+        changed_at=max((g.story[-1].at for g in newest_first), default=None),
+        past=tuple(sorted(past, key=lambda g: -g.serial)),
+    )
+
+
+def _last_error(
+    newest_first: tuple[Generation, ...], folder: ModelFolder | None
+) -> LastError | None:
+    """The newest fault that no later success has made history, else what is wrong in the folder."""
+    if folder is not None and folder.errors:
+        problem = folder.errors[0]
+        return LastError(f"folder_{problem.rule}", str(problem), problem.version, None)
+    settled: set[int] = set()  # versions of which something newer has succeeded
+    for gen in newest_first:
+        if gen.state is State.READY:
+            settled.add(gen.spec.version)
+        if gen.error is not None and gen.spec.version not in settled:
+            return LastError(
+                code_of(gen.error), text_of(gen.error), gen.spec.version, gen.story[-1].at
+            )
+    return None
+
+
+def code_of(error: BaseException) -> str:
+    return error.code if isinstance(error, RepositoryError) else "load_failed"
+
+
+def text_of(error: BaseException) -> str:
+    """In words: our own errors speak for themselves, foreign ones are named by their type."""
+    if isinstance(error, RepositoryError):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,88 @@
+"""The last word about a model wins; what was unloaded by hand stays unloaded."""
+
+import pytest
+
+from repository.lifecycle.ledger import MemoryLedger
+from repository.lifecycle.routes import Routes
+from repository.lifecycle.states import Event, State
+from repository.lifecycle.wishes import Wishes
+from tests.fakes.heart import brought, folder, newborn, spec
+
+
+def test_policy_speaks_where_nobody_has():
+    assert Wishes(everything=True).wants("a") and not Wishes(everything=False).wants("a")
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_the_last_word_wins(everything):
+    wishes = Wishes(everything=everything)
+    wishes.load("a")
+    assert wishes.wants("a")
+    wishes.unload("a")
+    assert not wishes.wants("a")
+    wishes.load("a")
+    wishes.evict("a")
+    assert not wishes.wants("a")
+
+
+def test_a_folder_that_went_away_takes_the_unload_with_it():
+    wishes = Wishes(everything=True)
+    wishes.unload("a")
+    wishes.forget("a")
+    assert wishes.wants("a")
+
+
+def test_a_wish_to_load_by_name_outlives_the_folder():
+    wishes = Wishes(everything=False)
+    wishes.load("a")
+    wishes.forget("a")
+    assert wishes.wants("a")
+
+
+def test_a_forced_load_raises_the_epoch_of_every_version():
+    wishes = Wishes(everything=True)
+    here = folder(spec("a", 1), spec("a", 2))
+    assert {w.epoch for w in wishes.wanted(here).values()} == {0}
+    wishes.load("a", force=True)
+    assert {v: w.epoch for v, w in wishes.wanted(here).items()} == {1: 1, 2: 1}
+
+
+def test_nothing_is_wanted_of_a_folder_that_is_not_there():
+    assert Wishes(everything=True).wanted(None) == {}
+
+
+def test_a_route_leads_to_the_highest_version_and_its_newest_generation():
+    routes = Routes()
+    old = brought(newborn(spec("a", 2), 1), State.READY)
+    new = brought(newborn(spec("a", 2), 3), State.READY)
+    low = brought(newborn(spec("a", 1), 4), State.READY)
+    rising = brought(newborn(spec("a", 9), 5), State.WARMING)
+    routes.update("a", [old, new, low, rising])
+    assert routes.find("a") is new and routes.find("a", 2) is new
+    assert routes.find("a", 1) is low and routes.find("a", 9) is None
+    new.step(Event.RETIRE)
+    routes.update("a", [old, new, low, rising])
+    assert routes.find("a") is old
+    routes.update("a", [])
+    assert routes.find("a") is None and routes.find("a", 1) is None
+
+
+def test_a_model_wins_over_an_alias_of_the_same_name():
+    routes = Routes()
+    one = brought(newborn(spec("a")), State.READY)
+    two = brought(newborn(spec("b")), State.READY)
+    routes.rename({"b": "a", "other": "a"})
+    routes.update("a", [one])
+    assert routes.find("b") is one and routes.find("other", 1) is one
+    routes.update("b", [two])
+    assert routes.find("b") is two
+
+
+def test_the_ledger_never_hands_out_more_than_it_has_nor_takes_back_more_than_it_gave():
+    ledger = MemoryLedger("cpu", 10)
+    ledger.take(7)
+    with pytest.raises(AssertionError, match="take 4 of 3"):
+        ledger.take(4)
+    with pytest.raises(AssertionError, match="give 8 of 7"):
+        ledger.give(8)
+    assert (ledger.held, ledger.free) == (7, 3)
