@@ -1,0 +1,90 @@
+"""What the facade is told and what it tells: options in, reports out. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a repository is run. Times in seconds, sizes in bytes.
+
+    mode            poll: all models wanted, watcher on; explicit: only those asked for; none: all at
+                    start, no watcher
+    load            names wanted at start in explicit mode; ("*",) is all
+    watch           notify (inotify), poll, off
+    memory_budget   device -> bytes the ledger may hand out; a device left out gets its own size
+    """
+
+    root: Path
+    mode: Literal["poll", "explicit", "none"] = "poll"
+    load: tuple[str, ...] = ()
+    watch: Literal["notify", "poll", "off"] = "notify"
+    settle_s: float = 1.0
+    poll_s: float = 2.0
+    trust_code: bool = False
+    default_host: Literal["process", "inline"] = "process"
+    memory_budget: Mapping[str, int] = field(default_factory=dict)
+    state_dir: Path | None = None
+    load_slots: int = 4
+    load_timeout_s: float = 600.0
+    drain_s: float = 30.0
+    stop_s: float = 5.0
+    room_wait_s: float = 10.0
+    crash_limit: int = 3
+    max_queue: int = 1024
+    cpu_fallback: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    model: str
+    versions: tuple[int, ...]
+    already: bool  # it was loaded before and nothing was done
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadReport:
+    model: str
+    generations: int  # how many ended
+    bytes_freed: int  # reserved bytes that came back
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadAllReport:
+    unloaded: tuple[UnloadReport, ...]
+    errors: Mapping[str, str]  # model -> what went wrong
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What a load would do now. Bytes on `device`."""
+
+    model: str
+    would_load: bool
+    bytes_needed: int
+    bytes_free: int
+    device: str
+    would_evict: tuple[str, ...]
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """One device: budget >= reserved. `total`, `used`: as the device says (None: it cannot)."""
+
+    device: str
+    name: str
+    budget: int
+    reserved: int
+    total: int | None = None
+    used: int | None = None
+    uuid: str = ""
+    utilization: float | None = None  # 0..1
+    power_w: float | None = None
+    temperature_c: float | None = None

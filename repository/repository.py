@@ -1,0 +1,382 @@
+"""The facade: all that the server may ask of the repository.
+
+It puts the parts together (folder, reconciler, hosts, devices) and turns their outcomes into reports
+and errors. It decides nothing: what is wanted is in `wishes`, what happens next in `plan` and
+`admission`, who acts in `reconciler`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+from repository.devices.inventory import Devices, budgets
+from repository.dry_run import foresee
+from repository.errors import (
+    DrainingError,
+    IncompleteFilesError,
+    LoadFailedError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    RepositoryError,
+    SupersededError,
+    UntrustedCodeError,
+    VersionNotFoundError,
+)
+from repository.events import EventBus
+from repository.folder.scan import Scanner
+from repository.folder.settle import Settler
+from repository.folder.stamps import restat
+from repository.folder.watch import Watcher
+from repository.hosts import snapshots
+from repository.hosts.choose import make_host
+from repository.hosts.zygotes import Zygotes
+from repository.life import Means
+from repository.lifecycle.generation import Generation, Lease, Trigger
+from repository.lifecycle.ledger import MemoryLedger
+from repository.lifecycle.states import RISING
+from repository.lifecycle.status import ModelStatus, describe, text_of
+from repository.lifecycle.wishes import Wishes
+from repository.lookout import Lookout
+from repository.messages import InferRequest, InferResponse
+from repository.names import check_name
+from repository.observer import Observer
+from repository.reconciler import Reconciler
+from repository.rehearsal import rehearse
+from repository.reports import (
+    DeviceReport,
+    DryRun,
+    LoadReport,
+    Options,
+    UnloadAllReport,
+    UnloadReport,
+)
+from repository.snapshot import ModelFolder, Snapshot
+from repository.spec import ModelSpec
+
+__all__ = [
+    "DeviceReport",
+    "DryRun",
+    "LoadReport",
+    "ModelStatus",
+    "Options",
+    "Repository",
+    "UnloadAllReport",
+    "UnloadReport",
+]
+
+SETTLES_AT_START = 3  # settle times; what is still being copied after them is left to the watcher
+
+
+class Repository:
+    """One repository of models. Everything happens on the event loop that entered `running`."""
+
+    def __init__(
+        self, options: Options, observer: Observer | None = None, devices: Devices | None = None
+    ) -> None:
+        self.options = options
+        self.root = options.root
+        self.events = EventBus()
+        self._observer = observer or Observer()
+        self._devices = devices or Devices()
+        self._state_dir = options.state_dir or options.root / ".modeldepot"
+        self._zygotes = Zygotes()
+        self._draining = False
+        self._started = False
+        self._models = Reconciler(
+            self._means(),
+            self._ledgers(),
+            _wishes(options),
+            events=self.events,
+            observer=self._observer,
+            load_slots=options.load_slots,
+            room_wait_s=options.room_wait_s,
+            crash_limit=options.crash_limit,
+        )
+        self._lookout = Lookout(
+            Scanner(
+                options.root,
+                trust_code=options.trust_code,
+                gpus=self._devices.gpus(),
+                settle_s=options.settle_s,
+            ),
+            Settler(options.settle_s),
+            self._tell,
+            self._observer,
+            settle_s=options.settle_s,
+        )
+
+    def _means(self) -> Means:
+        options = self.options
+        return Means(
+            make_host=partial(
+                make_host,
+                default_host=options.default_host,
+                zygotes=self._zygotes,
+                state_dir=self._state_dir,
+                cpu_fallback=options.cpu_fallback,
+            ),
+            rehearse=rehearse,
+            unchanged=_unchanged,
+            phase=self._observer.phase,
+            load_timeout_s=options.load_timeout_s,
+            drain_s=options.drain_s,
+            stop_s=options.stop_s,
+            max_queue=options.max_queue,
+        )
+
+    def _ledgers(self) -> dict[str, MemoryLedger]:
+        found = budgets(self._devices.devices(), self.options.memory_budget)
+        return {device: MemoryLedger(device, n_bytes) for device, n_bytes in found.items()}
+
+    def _tell(self, snapshot: Snapshot) -> None:
+        self._models.observe(snapshot.models)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Scans, starts what is wanted and watches; at the end unloads all and waits for it.
+
+        Returns from its start once the first scan is done; models load meanwhile. Raises OSError if
+        the repository cannot be read.
+        """
+        async with AsyncExitStack() as stack:
+            stack.callback(self._devices.close)
+            stack.callback(self._lookout.close)
+            await asyncio.to_thread(snapshots.sweep, self._state_dir)
+            stack.push_async_callback(self._zygotes.close)
+            await stack.enter_async_context(self._models.running())
+            await self._lookout.look()
+            eyes = asyncio.create_task(self._keep_looking(), name="lookout")
+            stack.push_async_callback(_end, eyes)
+            stack.callback(self.drain)
+            yield
+
+    async def _keep_looking(self) -> None:
+        options = self.options
+        async with asyncio.TaskGroup() as eyes:
+            eyes.create_task(self._start_up())
+            if options.mode != "none" and options.watch != "off":
+                watcher = Watcher(options.root, options.watch, options.poll_s)
+                eyes.create_task(self._lookout.watch(watcher))
+
+    async def _start_up(self) -> None:
+        """Ready is when all that lay in the folder at the start has settled, and its loads too."""
+        await self._lookout.settle(SETTLES_AT_START * self.options.settle_s)
+        for gen in [g for of in self._models.generations.values() for g in of]:
+            await gen.settled.wait()
+        self._started = True
+        self.events.publish("server.ready", models=len(self._models.folders))
+
+    # use ----------------------------------------------------------------------------------------
+
+    def lease(self, model: str, version: int | None = None) -> Lease:
+        """A lease, not yet begun, on the newest READY generation; without a version, of the highest
+        version that is READY. Aliases are followed.
+
+        Raises ModelNotFoundError, VersionNotFoundError, ModelNotReadyError.
+        """
+        gen = self._models.routes.find(model, version)
+        if gen is None:
+            raise self._why_not(model, version)
+        return gen.lease()
+
+    def infer(self, gen: Generation, request: InferRequest) -> asyncio.Future[InferResponse]:
+        """Call it between a lease's begin and end.
+
+        Raises at once, before any device work: InvalidTensorError for a request that does not fit
+        the model, QueueFullError. The future fails with InferenceFailedError, WorkerDiedError.
+        """
+        assert gen.signature is not None and gen.batcher is not None
+        gen.signature.accept(request)
+        return gen.batcher.submit(request)
+
+    def _why_not(self, name: str, version: int | None) -> RepositoryError:
+        """In Triton's words, which its clients look for."""
+        model = self._models.routes.model(name)
+        folder = self._models.folders.get(model)
+        gens = [
+            g for g in self._models.generations.get(model, ()) if version in (None, g.spec.version)
+        ]
+        if folder is None and not gens:
+            return ModelNotFoundError(f"Request for unknown model: '{name}' is not found")
+        if any(g.state in RISING for g in gens):
+            return ModelNotReadyError(f"model '{name}' is still loading", retry_after_s=1.0)
+        if version is not None and (folder is None or version not in folder.versions):
+            return VersionNotFoundError(
+                f"Request for unknown model: '{name}' version {version} is not found"
+            )
+        error = self.status(model).last_error
+        why = f": {error.message}" if error else ""
+        return VersionNotFoundError(
+            f"Request for unknown model: '{name}' has no available versions{why}"
+            if version is None
+            else f"Request for unknown model: '{name}' version {version} is not at ready state{why}"
+        )
+
+    # wishes -------------------------------------------------------------------------------------
+
+    async def load(
+        self, model: str, *, force: bool = False, trigger: Trigger = Trigger.API
+    ) -> LoadReport:
+        """Wants `model`; returns once every version that its policy chooses serves.
+
+        Looks at the files first. Joins a load in flight. `force` builds a new generation beside the
+        old one even where nothing changed. Raises ModelNotFoundError, LoadFailedError (or a leaf),
+        NoRoomError, SupersededError, ModelNotReadyError while its files are still being written.
+        """
+        began = time.perf_counter()
+        name = await self._look_at(model)
+        folder = self._loadable(name)
+        serving = [self._models.routes.find(name, v) for v in folder.specs]
+        gens = self._models.want(name, force=force, trigger=trigger)
+        for gen in gens:
+            await gen.settled.wait()
+        for gen in gens:
+            if gen.error is not None and gen.ready_at is None:
+                raise _as_load_error(gen, gen.error)
+        if not gens or any(gen.ready_at is None for gen in gens):
+            raise SupersededError(
+                f"the load of '{name}' was overtaken: it was unloaded, or its files changed again"
+            )
+        versions = tuple(gen.spec.version for gen in gens)
+        return LoadReport(name, versions, serving == gens, time.perf_counter() - began)
+
+    async def unload(self, model: str) -> UnloadReport:
+        """Stops wanting it; returns once every generation of now has ended. Idempotent.
+
+        Raises ModelNotFoundError.
+        """
+        name = self._models.routes.model(check_name(model))
+        self._models.known(name)
+        return await self._end_of(name)
+
+    async def unload_all(self) -> UnloadAllReport:
+        """Every model. What cannot be unloaded is named in `errors`; the others go all the same."""
+        names = self.names()
+        running = [n for n in names if any(not g.ended.is_set() for g in self._of(n))]
+        reports = await asyncio.gather(*map(self._end_of, names), return_exceptions=True)
+        found = dict(zip(names, reports, strict=True))
+        errors = {n: text_of(r) for n, r in found.items() if isinstance(r, BaseException)}
+        unloaded = [r for n, r in found.items() if isinstance(r, UnloadReport) and n in running]
+        return UnloadAllReport(tuple(unloaded), errors)
+
+    async def dry_run(self, model: str) -> DryRun:
+        """What a load would do now; it does nothing. Raises as `load` does before it starts."""
+        name = await self._look_at(model)
+        return foresee(self._models, self._loadable(name))
+
+    async def _look_at(self, model: str) -> str:
+        if self._draining:
+            raise DrainingError("the server is shutting down", retry_after_s=5.0)
+        name = self._models.routes.model(check_name(model))
+        await self._lookout.fresh(name)
+        return name
+
+    def _loadable(self, name: str) -> ModelFolder:
+        folder = self._models.known(name)
+        if folder is None:
+            raise ModelNotFoundError(f"the folder of model '{name}' is gone from the repository")
+        if folder.errors:
+            problem = folder.errors[0]
+            kinds = {"trust": UntrustedCodeError, "incomplete": IncompleteFilesError}
+            raise kinds.get(problem.rule, LoadFailedError)(str(problem))
+        return folder
+
+    async def _end_of(self, name: str) -> UnloadReport:
+        began = time.perf_counter()
+        going = self._models.unwant(name)
+        held = sum(gen.reserved for gen in going)
+        for gen in going:
+            await gen.ended.wait()
+        freed = held - sum(gen.reserved for gen in going)
+        return UnloadReport(name, len(going), freed, time.perf_counter() - began)
+
+    # truth --------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Every model of the repository (and any that still runs though its folder is gone)."""
+        return sorted(self._models.folders.keys() | self._models.generations.keys())
+
+    def status(self, model: str) -> ModelStatus:
+        """Raises ModelNotFoundError."""
+        name = self._models.routes.model(model)
+        folder = self._models.known(name)
+        wanted = self._models.wishes.wants(name)
+        past = self._models.history.get(name, ())
+        return describe(name, self._of(name), folder, wanted=wanted, past=past)
+
+    def statuses(self) -> list[ModelStatus]:
+        return [self.status(name) for name in self.names()]
+
+    def devices(self) -> list[DeviceReport]:
+        """Budget and reservations beside what each device says of itself."""
+        infos = {info.device: info for info in self._devices.devices()}
+        reports = []
+        for device, ledger in self._models.ledgers.items():
+            info = infos.get(device)
+            reports.append(
+                DeviceReport(device, device, ledger.capacity, ledger.held)
+                if info is None
+                else DeviceReport(
+                    device=device,
+                    name=info.name,
+                    budget=ledger.capacity,
+                    reserved=ledger.held,
+                    total=info.total,
+                    used=info.used,
+                    uuid=info.uuid,
+                    utilization=info.utilization,
+                    power_w=info.power_w,
+                    temperature_c=info.temperature_c,
+                )
+            )
+        return reports
+
+    @property
+    def ready(self) -> bool:
+        """The first scan is done and what was wanted at start has settled."""
+        return self._started and not self._draining
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    def drain(self) -> None:
+        """Stops being ready and ends the event streams; `running` ends later."""
+        if not self._draining:
+            self._draining = True
+            self.events.publish("server.draining")
+            self.events.close()
+
+    def _of(self, name: str) -> list[Generation]:
+        return self._models.generations.get(name, [])
+
+
+def _wishes(options: Options) -> Wishes:
+    wishes = Wishes(everything=options.mode != "explicit" or "*" in options.load)
+    for name in options.load:
+        if name != "*":
+            wishes.load(check_name(name))
+    return wishes
+
+
+async def _unchanged(spec: ModelSpec) -> bool:
+    return await asyncio.to_thread(restat, spec)
+
+
+def _as_load_error(gen: Generation, error: BaseException) -> RepositoryError:
+    if isinstance(error, RepositoryError):
+        return error
+    found = LoadFailedError(f"{gen.spec.model} version {gen.spec.version}: {text_of(error)}")
+    found.__cause__ = error
+    return found
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled() and (error := task.exception()):
+        raise error
