@@ -1,0 +1,233 @@
+"""Puts the faces, the error map, the keys and the repository's life together.
+
+Every request passes here first. POST .../infer goes straight to its raw route, which asks for the
+key itself; everything else is normalised, asked for its key, given a request id, noted in the audit
+log if it may change something, and handed to Litestar. The path that is checked is the very one
+that Litestar then matches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from litestar import Litestar, Request, Response
+from litestar.di import Provide
+from litestar.types import ASGIApp, ControllerRouterHandler, Message, Receive, Scope, Send
+from litestar.utils import normalize_path
+
+from repository.repository import Repository
+from server import errors
+from server.auth import INFER, Gate, Key, scope_of
+from server.auth import Scope as Right
+from server.faces import events, health, native, v2_health
+from server.faces import models as model_face
+from server.faces.v2_infer import infer
+from server.limits import ASKED, MANAGEMENT_BODY, StrictRequest
+from server.metrics import http as metrics_face
+from server.metrics.http import Metrics
+from server.settings import Settings
+
+audit = logging.getLogger("modeldepot.audit")
+
+REQUEST_ID = b"x-request-id"
+REQUEST_ID_LONGEST = 128
+ASKED_LONGEST = 200  # characters of a request that the audit log keeps
+
+
+EXTENSIONS = ("binary_tensor_data", "parameters")  # of KServe V2, as Triton names them
+FACES: tuple[ControllerRouterHandler, ...] = (
+    native.router,
+    model_face.router,
+    events.router,
+    health.router,
+    v2_health.router,
+    metrics_face.router,
+)
+
+
+def build_app(models: Repository, settings: Settings, metrics: Metrics | None = None) -> ModelDepot:
+    """`metrics`: whose observer `models` was born with. Raises ConfigError for the key file."""
+    counts = metrics or Metrics()
+    counts.attach(models)
+    gate = Gate(settings.api_keys, refused=counts.auth_failed)
+
+    def authorize(scope: Any) -> None:
+        gate.check(scope["headers"], Right.INFERENCE)
+
+    async def infer_route(scope: Scope, receive: Receive, send: Send) -> None:
+        await infer(
+            scope,
+            receive,
+            send,
+            models=models,
+            authorize=authorize,
+            meter=counts.meter,
+            max_body=settings.max_body,
+        )
+
+    known = {
+        "settings": settings,
+        "metrics": counts,
+        "info": info_of(settings),
+        "strict": settings.strict_readiness,
+    }
+    return ModelDepot(models, gate, infer_route, FACES, known)
+
+
+def info_of(settings: Settings) -> health.Info:
+    try:
+        version = metadata.version("modeldepot")
+    except metadata.PackageNotFoundError:
+        version = "0"
+    return health.Info(settings.server_name, version, EXTENSIONS)
+
+
+class ModelDepot(Litestar):
+    """`infer`: the raw route. `known`: what handlers may ask for by name."""
+
+    def __init__(
+        self,
+        models: Repository,
+        gate: Gate,
+        infer: ASGIApp,
+        faces: Sequence[ControllerRouterHandler],
+        known: Mapping[str, Any],
+    ) -> None:
+        self.models = models
+        self.gate = gate
+        self.closing = asyncio.Event()  # set when the server begins to go; event streams end then
+        self._infer = infer
+        values = {"models": models, "closing": self.closing, **known}
+        super().__init__(
+            faces,
+            dependencies={
+                name: Provide(_always(value), sync_to_thread=False)
+                for name, value in values.items()
+            },
+            exception_handlers={Exception: render},
+            lifespan=[lambda _: models.running()],
+            request_class=StrictRequest,
+            request_max_body_size=MANAGEMENT_BODY,
+            openapi_config=None,
+            logging_config=None,
+        )
+
+    def drain(self) -> None:
+        """Not ready any more; event streams end; what runs goes on. Again: nothing."""
+        self.models.drain()
+        self.closing.set()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            if scope["method"] == "POST" and is_infer(scope["path"]):
+                await self._infer(scope, receive, send)
+            else:
+                await self._manage(scope, receive, send)
+        elif kind == "lifespan":
+            await super().__call__(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _manage(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The same function that Litestar's router applies: applied once more it changes nothing, so
+        # no spelling of a path is checked as one thing and routed as another.
+        scope["root_path"] = ""
+        path = scope["path"] = normalize_path(scope["path"])
+        method = str(scope["method"])  # type: ignore[typeddict-item]
+        if method == "POST" and is_infer(path):
+            await self._infer(scope, receive, send)
+            return
+        answer = _Answer(send, request_id_of(scope))
+        began, who = time.perf_counter(), None
+        try:
+            who = self.gate.check(scope["headers"], scope_of(method, path))
+        except errors.ServerError as error:
+            await _refuse(answer, path, error)
+        else:
+            await super().__call__(scope, receive, answer)
+        if method not in ("GET", "HEAD", "OPTIONS"):
+            _note(scope, who, answer, time.perf_counter() - began)
+
+
+def is_infer(path: str) -> bool:
+    return path.startswith(INFER[0]) and path.endswith(INFER[1])
+
+
+class _Answer:
+    """`send` that puts the request id on the answer and remembers its status."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self.status = 0
+        self.request_id = request_id
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", ()), (REQUEST_ID, self.request_id.encode())]
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+
+def request_id_of(scope: Scope) -> str:
+    """The client's own, if it is printable and short enough; else a new one."""
+    for name, value in scope["headers"]:
+        if name == REQUEST_ID and 0 < len(value) <= REQUEST_ID_LONGEST:
+            text = value.decode("latin-1")
+            if text.isascii() and text.isprintable():
+                return text
+    return secrets.token_hex(16)
+
+
+def _note(scope: Scope, who: Key | None, answer: _Answer, took_s: float) -> None:
+    """Who asked for what, and how it ended. `repr` keeps a client from writing lines of its own."""
+    asked = repr(scope.get("state", {}).get(ASKED, ""))[:ASKED_LONGEST]
+    audit.info(
+        "key=%s client=%s %s %r asked=%s status=%d took=%.3fs request=%s",
+        repr(who.name) if who else "-",
+        (scope.get("client") or ("-",))[0],
+        scope["method"],  # type: ignore[typeddict-item]
+        scope["path"],
+        asked,
+        answer.status,
+        took_s,
+        answer.request_id,
+    )
+
+
+def render(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Every error of every route that Litestar runs; also of paths that it does not know."""
+    path = request.scope["path"]
+    errors.note(error, f"{request.method} {path!r}")
+    status, body = _shape(path, error)
+    headers = errors.headers_of(error)
+    return Response(body, status_code=status, media_type="application/json", headers=headers)
+
+
+async def _refuse(send: Send | _Answer, path: str, error: errors.ServerError) -> None:
+    status, body = _shape(path, error)
+    headers = {**errors.headers_of(error), "content-type": "application/json"}
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    raw.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _shape(path: str, error: Exception) -> tuple[int, bytes]:
+    if path == "/v2" or path.startswith("/v2/"):
+        return errors.status_v2(error), errors.body_v2(errors.text_of(error))
+    return errors.status_of(error), errors.encode(errors.body_native(error))
+
+
+def _always(value: Any) -> Callable[[], Any]:
+    def provide() -> Any:
+        return value
+
+    return provide

@@ -1,0 +1,262 @@
+"""The JSON header of an infer request, read and judged without the bytes that follow it.
+
+A Plan depends on the header alone and never changes, so one plan serves every request that brings
+the same header. Sizes are compared with each other here and with the body in `v2_binary`; nothing
+is allocated from a number that a client wrote.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from repository.errors import InvalidRequestError, InvalidTensorError
+from repository.messages import Parameters
+from repository.tensors import DATATYPES, Buffer, Shape
+from server.codecs import v2_json
+from server.errors import UnsupportedError
+
+MOST_AXES = 64  # what numpy can hold
+MOST_BYTES = 1 << 63
+
+
+class _InputParameters(msgspec.Struct, gc=False, frozen=True):
+    binary_data_size: int | UnsetType = UNSET
+    shared_memory_region: str | UnsetType = UNSET
+
+
+class _OutputParameters(msgspec.Struct, gc=False, frozen=True):
+    binary_data: bool = False
+    classification: int = 0
+    shared_memory_region: str | UnsetType = UNSET
+
+
+_NO_INPUT_PARAMETERS = _InputParameters()
+_NO_OUTPUT_PARAMETERS = _OutputParameters()
+
+
+class _Output(msgspec.Struct, gc=False):
+    name: str
+    parameters: _OutputParameters = _NO_OUTPUT_PARAMETERS
+
+
+class _Input(msgspec.Struct, gc=False):
+    """`data`: left as text, because what it must hold is only known from `datatype`."""
+
+    name: str
+    shape: Shape
+    datatype: str
+    parameters: _InputParameters = _NO_INPUT_PARAMETERS
+    data: msgspec.Raw | UnsetType = UNSET
+
+
+class _Header(msgspec.Struct, gc=False):
+    inputs: list[_Input]
+    id: str = ""
+    parameters: dict[str, bool | int | float | str] | UnsetType = UNSET
+    outputs: list[_Output] | UnsetType = UNSET
+
+
+class _LenientInput(msgspec.Struct):
+    """As _Input; `data` is a list, since text with a NaN in it cannot be left for later."""
+
+    name: str
+    shape: Shape
+    datatype: str
+    parameters: _InputParameters = _NO_INPUT_PARAMETERS
+    data: Any = UNSET
+
+
+class _LenientHeader(msgspec.Struct):
+    inputs: list[_LenientInput]
+    id: str = ""
+    parameters: dict[str, bool | int | float | str] | UnsetType = UNSET
+    outputs: list[_Output] | UnsetType = UNSET
+
+
+_STRICT: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Header)
+
+
+_NO_PARAMETERS: Parameters = {}
+
+
+class Piece(NamedTuple):
+    """One input: `data` if the header brought it, else the next `size` bytes behind the header."""
+
+    name: str
+    datatype: str
+    shape: Shape
+    size: int
+    data: Buffer | None
+
+
+class Plan(NamedTuple):
+    """What a header asks for.
+
+    outputs      names asked for; empty means all
+    binary       those of them that are wanted in binary form
+    rest_binary  the form of outputs when none were named
+    parameters   the request's own, without those that only concern its form
+    """
+
+    pieces: tuple[Piece, ...]
+    outputs: tuple[str, ...] = ()
+    binary: frozenset[str] = frozenset()
+    rest_binary: bool = False
+    id: str = ""
+    parameters: Parameters = _NO_PARAMETERS
+
+    def wants_binary(self, output: str) -> bool:
+        return output in self.binary if self.outputs else self.rest_binary
+
+
+RAW_PLAN = Plan((), rest_binary=True)  # a raw binary request has no header; all it gets is binary
+
+
+def plan_of(header: bytes) -> Plan:
+    """Raises InvalidRequestError, InvalidTensorError, UnsupportedError."""
+    found: Any = v2_json.read(header, _STRICT, _LenientHeader)
+    pieces = tuple([_piece(each) for each in found.inputs])
+    if len(pieces) > 1:
+        _once("input", [p.name for p in pieces])
+    outputs: tuple[str, ...] = ()
+    binary: frozenset[str] = frozenset()
+    if found.outputs is not UNSET:
+        outputs, binary = _outputs(found.outputs)
+    parameters, rest_binary = NOTHING_ASKED
+    if found.parameters is not UNSET:
+        parameters, rest_binary = _parameters(found.parameters)
+    plan = Plan(pieces, outputs, binary, rest_binary, found.id, parameters)
+    if type(found) is _LenientHeader:
+        _check_texts(plan)
+    return plan
+
+
+def _once(what: str, names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        twice = next(n for i, n in enumerate(names) if n in names[:i])
+        raise InvalidRequestError(f"{what} '{twice}' already exists in request")
+
+
+def _piece(given: Any) -> Piece:
+    size = given.parameters.binary_data_size
+    if (
+        (given.data is not UNSET)
+        + (size is not UNSET)
+        + (given.parameters.shared_memory_region is not UNSET)
+    ) != 1:
+        raise _not_one_source(given)
+    if size is UNSET and given.data is UNSET:
+        raise UnsupportedError(
+            f"Client shared memory is disabled. Send input '{given.name}' in the request itself."
+        )
+    datatype = DATATYPES.get(given.datatype)
+    if datatype is None:
+        raise InvalidTensorError(
+            f"unknown datatype '{given.datatype[:32]}' of input '{given.name}'; known are "
+            f"{', '.join(DATATYPES)}"
+        )
+    elements = elements_of(given.name, given.shape, datatype.size)
+    if size is UNSET:
+        data = v2_json.to_bytes(given.name, given.datatype, elements, given.data)
+        return Piece(given.name, given.datatype, given.shape, 0, data)
+    if size < 0:
+        raise InvalidTensorError(f"binary_data_size of input '{given.name}' is negative")
+    if datatype.size and size != datatype.size * elements:
+        raise InvalidTensorError(
+            f"input byte size mismatch for input '{given.name}'. Expected "
+            f"{datatype.size * elements} for shape {list(given.shape)}, got {size}"
+        )
+    return Piece(given.name, given.datatype, given.shape, size, None)
+
+
+def _not_one_source(given: Any) -> InvalidRequestError:
+    fields = {
+        "'data'": given.data,
+        "'binary_data_size' in 'parameters'": given.parameters.binary_data_size,
+        "'shared_memory_region' in 'parameters'": given.parameters.shared_memory_region,
+    }
+    found = " and ".join(k for k, v in fields.items() if v is not UNSET) or "none of them"
+    return InvalidRequestError(
+        f"Input must set only one of the following fields: {', '.join(fields)}. Input "
+        f"'{given.name}' sets {found}"
+    )
+
+
+def elements_of(name: str, shape: Shape, size: int) -> int:
+    """The number of elements, once the shape is known to be one that can be. `size` per element."""
+    if len(shape) > MOST_AXES:
+        raise InvalidTensorError(
+            f"shape of input '{name}' has {len(shape)} dimensions; at most {MOST_AXES} are allowed"
+        )
+    bound = size or 8  # an element of BYTES is a pointer once it is in an array
+    for dim in shape:
+        if dim < 0:
+            raise InvalidTensorError(
+                f"shape {list(shape)} of input '{name}' has a negative dimension"
+            )
+        # A zero makes the product small and the array no less impossible.
+        bound *= dim or 1
+        if bound >= MOST_BYTES:
+            raise InvalidTensorError(f"shape of input '{name}' is larger than any memory")
+    return math.prod(shape)
+
+
+def _outputs(given: Sequence[_Output]) -> tuple[tuple[str, ...], frozenset[str]]:
+    names = tuple([o.name for o in given])
+    _once("output", names)
+    for output in given:
+        if output.parameters.shared_memory_region is not UNSET:
+            raise UnsupportedError(
+                f"Client shared memory is disabled. Take output '{output.name}' from the response."
+            )
+        if output.parameters.classification:
+            raise InvalidRequestError(
+                f"classification of output '{output.name}' is not supported yet; ask for the "
+                f"output itself"
+            )
+    return names, frozenset([o.name for o in given if o.parameters.binary_data])
+
+
+# The request parameters that the protocol gives a meaning, and what they may be.
+RESERVED: dict[str, tuple[type, ...]] = {
+    "sequence_id": (int, str),
+    "sequence_start": (bool,),
+    "sequence_end": (bool,),
+    "priority": (int,),
+    "timeout": (int,),
+    "binary_data_output": (bool,),
+}
+NOTHING_ASKED: tuple[Parameters, bool] = ({}, False)
+
+
+def _parameters(given: Parameters) -> tuple[Parameters, bool]:
+    for key, value in given.items():
+        if key.startswith("triton_") or key == "headers":
+            raise InvalidRequestError(f"parameter '{key}' is reserved and cannot be specified")
+        if type(value) is int and not -(1 << 63) <= value < 1 << 64:
+            raise InvalidRequestError(f"Unable to parse '{key}': it does not fit into 64 bits")
+        kinds = RESERVED.get(key)
+        if kinds is None:
+            continue
+        if type(value) not in kinds:
+            words = " or ".join(
+                {int: "an integer", str: "a string"}.get(k, "a bool") for k in kinds
+            )
+            raise InvalidRequestError(f"Unable to parse '{key}': it must be {words}")
+        if type(value) is int and value < 0:
+            raise InvalidRequestError(f"Unable to parse '{key}': it must not be negative")
+    passed = {k: v for k, v in given.items() if k != "binary_data_output"}
+    return passed, bool(given.get("binary_data_output", False))
+
+
+def _check_texts(plan: Plan) -> None:
+    """The lenient reader lets through half surrogates, which no answer could repeat."""
+    try:
+        msgspec.json.encode((plan.id, plan.outputs, plan.parameters, [p.name for p in plan.pieces]))
+    except UnicodeEncodeError:
+        raise InvalidRequestError("a text in the request holds half of a surrogate pair") from None

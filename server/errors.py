@@ -1,0 +1,249 @@
+"""The one map: what went wrong → a number, a text and headers at the door.
+
+ServerError                     raised by the door itself
+├── UnauthorizedError     401   no key, or one that we do not know
+├── ForbiddenError        403   a good key without the scope
+├── NoSuchPathError       404
+├── WrongVerbError        405
+├── PayloadTooLargeError  413   (V2: 400, as Triton's clients expect)
+├── UnsupportedMediaError 415
+├── TooManyRequestsError  429
+├── UnsupportedError      501   a part of a protocol that this server does not speak
+└── DeadlineError         503   the client's own time limit passed
+
+Faces choose how a body looks; the number, the code and the text always come from here. A text shown
+to a client is one that we wrote: a foreign exception is logged with its traceback and shown as
+INTERNAL_TEXT.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import msgspec
+from litestar.exceptions import HTTPException
+
+from repository.errors import (
+    CapacityError,
+    ConflictError,
+    FailedError,
+    NoRoomError,
+    NotFoundError,
+    RejectedError,
+    RepositoryError,
+    UnavailableError,
+)
+
+log = logging.getLogger(__name__)
+
+INTERNAL_TEXT = "internal server error; its log says more"
+
+
+class ServerError(Exception):
+    """`headers` go onto the answer as they are."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.headers = dict(headers or {})
+        self.retry_after_s = retry_after_s
+
+
+class UnauthorizedError(ServerError):
+    status = 401
+    code = "unauthorized"
+
+    def __init__(self, message: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, headers={"WWW-Authenticate": "Bearer"} | dict(headers or {}))
+
+
+class ForbiddenError(ServerError):
+    status = 403
+    code = "forbidden"
+
+
+class NoSuchPathError(ServerError):
+    status = 404
+    code = "no_such_path"
+
+
+class WrongVerbError(ServerError):
+    """`allow`: the verbs that would do, such as "POST"."""
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, allow: str) -> None:
+        super().__init__("Method Not Allowed", headers={"Allow": allow})
+
+
+class PayloadTooLargeError(ServerError):
+    status = 413
+    code = "payload_too_large"
+
+
+class UnsupportedMediaError(ServerError):
+    status = 415
+    code = "unsupported_media"
+
+
+class TooManyRequestsError(ServerError):
+    status = 429
+    code = "too_many_requests"
+
+
+class UnsupportedError(ServerError):
+    status = 501
+    code = "unsupported"
+
+
+class DeadlineError(ServerError):
+    status = 503
+    code = "timeout"
+
+
+FAMILIES: dict[type[RepositoryError], int] = {
+    NotFoundError: 404,
+    RejectedError: 400,
+    ConflictError: 409,
+    CapacityError: 507,
+    UnavailableError: 503,
+    FailedError: 500,
+}
+
+# Where KServe V2's clients expect another number than the rest of the world.
+V2_STATUS: dict[type[BaseException], int] = {PayloadTooLargeError: 400}
+
+TYPES: dict[int, str] = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    429: "rate_limit_error",
+    501: "unsupported_error",
+    503: "unavailable_error",
+    507: "capacity_error",
+}
+
+
+def status_of(error: BaseException) -> int:
+    if isinstance(error, RepositoryError):
+        return next((n for family, n in FAMILIES.items() if isinstance(error, family)), 500)
+    if isinstance(error, ServerError):
+        return error.status
+    return error.status_code if isinstance(error, HTTPException) else 500
+
+
+def status_v2(error: BaseException) -> int:
+    return V2_STATUS.get(type(error)) or status_of(error)
+
+
+def code_of(error: BaseException) -> str:
+    """A stable word that clients may branch on."""
+    if isinstance(error, (RepositoryError, ServerError)):
+        return error.code
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        return {404: "no_such_path", 405: "method_not_allowed"}.get(error.status_code, "rejected")
+    return "internal"
+
+
+def text_of(error: BaseException) -> str:
+    """What a client may read."""
+    if isinstance(error, (RepositoryError, ServerError)):
+        return str(error) or code_of(error)
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        return _litestar_text(error)
+    return INTERNAL_TEXT
+
+
+def _litestar_text(error: HTTPException) -> str:
+    """The framework's own refusals, with the fields that it names (its detail alone says only where
+    the request went)."""
+    extra = error.extra
+    if error.status_code == 400 and isinstance(extra, list) and extra:
+        found = [p for p in extra if isinstance(p, Mapping) and "message" in p]
+        parts = [f"{p['key']}: {p['message']}" if "key" in p else str(p["message"]) for p in found]
+        if parts:
+            return "; ".join(parts)
+    return error.detail
+
+
+def headers_of(error: BaseException) -> dict[str, str]:
+    """Retry-After in whole seconds, at least 1, and what the error itself brings."""
+    headers: dict[str, str] = {}
+    if isinstance(error, (ServerError, HTTPException)):
+        headers.update(error.headers or {})
+    wait_s = getattr(error, "retry_after_s", None)
+    if isinstance(wait_s, (int, float)) and math.isfinite(wait_s):
+        headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
+    return headers
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Nobody here meant to raise it."""
+    if isinstance(error, HTTPException):
+        return error.status_code >= 500
+    return not isinstance(error, (RepositoryError, ServerError))
+
+
+def note(error: BaseException, where: str) -> None:
+    """Logs what the client is not told. `where`: the request, such as "POST /v1/models/load"."""
+    if is_foreign(error):
+        log.error("unexpected error in %s", where, exc_info=error)
+
+
+def body_v2(text: str) -> bytes:
+    """KServe V2's error body, compact: its users search for it literally."""
+    return encode({"error": text})
+
+
+def body_native(error: BaseException) -> dict[str, Any]:
+    """Both spellings that PolarGrid documents. A refusal for want of room brings its numbers."""
+    text = text_of(error)
+    inner: dict[str, Any] = {
+        "message": text,
+        "type": TYPES.get(status_of(error), "server_error"),
+        "code": code_of(error),
+    }
+    if isinstance(error, NoRoomError):
+        inner |= {
+            "needed": error.needed,
+            "free": error.free,
+            "device": error.device,
+            "residents": error.residents,
+            "pinned": error.pinned,
+        }
+    return {"error": inner, "detail": text}
+
+
+def encode(body: Any) -> bytes:
+    """JSON, whatever the strings hold: a lone surrogate from a client must not cost the answer."""
+    try:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_printable(body))
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {_printable(k): _printable(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_printable(v) for v in value]
+    return value

@@ -1,0 +1,79 @@
+"""GET /health: is it up, and is it well? Shaped as PolarGrid documents it. Open to everyone.
+
+healthy    nothing that is wanted has failed
+degraded   something that is wanted has failed; what can be served is
+unhealthy  it is going (503)
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+from datetime import UTC, datetime
+
+import msgspec
+from litestar import Response, Router, get
+from litestar.di import NamedDependency
+
+from repository.lifecycle.status import Public
+from repository.repository import Repository
+
+
+class Info(msgspec.Struct, frozen=True):
+    """What the server is called. `extensions`: of KServe V2."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...] = ()
+
+
+class Backend(msgspec.Struct):
+    healthy: bool
+    info: Info
+
+
+class Health(msgspec.Struct):
+    status: str
+    node: str
+    runtime: str
+    timestamp: str
+    features: dict[str, bool]
+    backend: Backend
+
+
+FEATURES = {
+    "hot_reload": True,
+    "model_loading": True,
+    "dry_run": True,
+    "events": True,
+    "metrics": True,
+    "text_generation": False,
+}
+NODE = socket.gethostname()
+RUNTIME = f"python {platform.python_version()}"
+
+
+@get("/health", sync_to_thread=False)
+def health(models: NamedDependency[Repository], info: NamedDependency[Info]) -> Response[Health]:
+    """200 unless draining. Never waits for a model."""
+    word = word_of(models)
+    body = Health(
+        status=word,
+        node=NODE,
+        runtime=RUNTIME,
+        timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        features=FEATURES,
+        backend=Backend(word != "unhealthy", info),
+    )
+    headers = {"Retry-After": "1"} if models.draining else {}
+    return Response(body, status_code=503 if models.draining else 200, headers=headers)
+
+
+def word_of(models: Repository) -> str:
+    if models.draining:
+        return "unhealthy"
+    failed = any(s.wanted and s.state is Public.FAILED for s in models.statuses())
+    return "degraded" if failed else "healthy"
+
+
+router = Router("/", route_handlers=[health])

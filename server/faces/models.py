@@ -1,0 +1,223 @@
+"""GET /v1/models/{name}: all that is known of one model, for people and for tools that wait on it.
+
+Times are ISO 8601 in UTC, sizes bytes. No absolute path is shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from litestar import Router, get
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+
+from repository.lifecycle.generation import Generation
+from repository.lifecycle.states import HOLDS_MEMORY, TERMINAL, State
+from repository.lifecycle.status import ModelStatus, text_of
+from repository.repository import Repository
+from repository.snapshot import ModelFolder, Problem
+from repository.spec import ModelSpec
+
+
+class ErrorView(msgspec.Struct):
+    code: str
+    message: str
+    version: int | None
+    at: str | None
+
+
+class ProblemView(msgspec.Struct):
+    """`warning`: it stops nothing. `version` null: the whole model."""
+
+    where: str
+    rule: str
+    message: str
+    hint: str
+    version: int | None
+    warning: bool
+
+
+class MemoryView(msgspec.Struct):
+    """`estimated`: before the load, of what runs (else of what would be loaded); `reserved`: held
+    in the ledger; `measured`: as the workers reported, by kind."""
+
+    estimated: int
+    reserved: int
+    measured: dict[str, int]
+
+
+class ValueView(msgspec.Struct):
+    value: Any
+    source: str
+
+
+class StepView(msgspec.Struct):
+    """`event` is null in the first step: it was born."""
+
+    at: str
+    event: str | None
+    state: str
+    note: str
+
+
+class GenerationView(msgspec.Struct):
+    serial: int
+    version: int
+    state: str
+    trigger: str
+    device: str
+    fingerprint: str
+    born: str
+    leases: int
+    served: int
+    queue_length: int
+    in_flight: int
+    error: ErrorView | None
+    memory: MemoryView
+    loaded: dict[str, Any] | None
+    story: list[StepView]
+
+
+class ModelView(msgspec.Struct):
+    name: str
+    state: str
+    reloading: bool
+    wanted: bool
+    serving_version: int | None
+    last_error: ErrorView | None
+    changed_at: str | None
+    aliases: list[str]
+    versions: list[int]
+    problems: list[ProblemView]
+    memory: MemoryView
+    config: dict[str, ValueView]
+    generations: list[GenerationView]
+
+
+@get("/v1/models/{name:path}", sync_to_thread=False)
+def show(name: FromPath[Path], models: NamedDependency[Repository]) -> ModelView:
+    """`name` may hold slashes (a nested model). An alias shows the model that it stands for."""
+    return view_of(models.status(str(name).removeprefix("/")))
+
+
+def view_of(status: ModelStatus) -> ModelView:
+    folder = status.folder
+    error = status.last_error
+    return ModelView(
+        name=status.name,
+        state=status.state,
+        reloading=status.reloading,
+        wanted=status.wanted,
+        serving_version=status.serving_version,
+        last_error=None
+        if error is None
+        else ErrorView(error.code, error.message, error.version, iso(error.at)),
+        changed_at=iso(status.changed_at),
+        aliases=list(folder.aliases) if folder else [],
+        versions=sorted(folder.versions) if folder else [],
+        problems=[_problem(p) for p in folder.problems] if folder else [],
+        memory=_memory(status),
+        config=_config(_current(status)),
+        generations=[_generation(g) for g in status.generations],
+    )
+
+
+def iso(at: float | None) -> str | None:
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+
+
+def _problem(problem: Problem) -> ProblemView:
+    return ProblemView(
+        problem.where, problem.rule, problem.message, problem.hint, problem.version, problem.warning
+    )
+
+
+def _current(status: ModelStatus) -> ModelSpec | None:
+    """The spec that people ask about: of what serves, else of what the folder holds, else of the
+    newest attempt."""
+    ready = [g for g in status.generations if g.state is State.READY]
+    if ready:
+        return max(ready, key=lambda g: (g.spec.version, g.serial)).spec
+    folder: ModelFolder | None = status.folder
+    if folder is not None and folder.specs:
+        return folder.specs[max(folder.specs)]
+    return status.generations[0].spec if status.generations else None
+
+
+def _memory(status: ModelStatus) -> MemoryView:
+    alive = [g for g in status.generations if g.state not in TERMINAL]
+    measured: dict[str, int] = {}
+    for gen in alive:
+        for kind, size in gen.measured.items():
+            measured[kind] = measured.get(kind, 0) + size
+    if alive:
+        estimated = sum(g.spec.bytes_needed for g in alive)
+    else:
+        spec = _current(status)
+        estimated = spec.bytes_needed if spec else 0
+    return MemoryView(estimated, sum(g.reserved for g in alive), measured)
+
+
+def _config(spec: ModelSpec | None) -> dict[str, ValueView]:
+    """Every key with its value and the place that it came from; a key that is set in parts names
+    the first of them."""
+    if spec is None:
+        return {}
+    values: dict[str, Any] = msgspec.to_builtins(spec.config)
+    return {key: ValueView(value, _source(spec.sources, key)) for key, value in values.items()}
+
+
+def _source(sources: Mapping[str, str], key: str) -> str:
+    if key in sources:
+        return sources[key]
+    below = (where for name, where in sources.items() if name.startswith((f"{key}.", f"{key}[")))
+    return next((where for where in below if where != "default"), "default")
+
+
+def _generation(gen: Generation) -> GenerationView:
+    batcher = gen.batcher
+    error = gen.error
+    return GenerationView(
+        serial=gen.serial,
+        version=gen.spec.version,
+        state=gen.state,
+        trigger=gen.trigger,
+        device=gen.device,
+        fingerprint=gen.spec.fingerprint,
+        born=iso(_born(gen)) or "",
+        leases=gen.leases,
+        served=gen.served,
+        queue_length=batcher.queue_length if batcher else 0,
+        in_flight=batcher.in_flight if batcher else 0,
+        error=None
+        if error is None
+        else ErrorView(
+            getattr(error, "code", "load_failed"),
+            text_of(error),
+            gen.spec.version,
+            iso(gen.story[-1].at),
+        ),
+        memory=MemoryView(
+            gen.spec.bytes_needed,
+            gen.reserved if gen.state in HOLDS_MEMORY else 0,
+            dict(gen.measured),
+        ),
+        loaded=msgspec.to_builtins(gen.loaded) if gen.loaded else None,
+        story=[StepView(iso(s.at) or "", s.event, s.state, s.note) for s in gen.story],
+    )
+
+
+def _born(gen: Generation) -> float:
+    """Wall time. A long story forgets its beginning; `born_at` is the loop's clock, so an age."""
+    first = gen.story[0]
+    return first.at if first.event is None else time.time() - (gen.clock() - gen.born_at)
+
+
+router = Router("/", route_handlers=[show])

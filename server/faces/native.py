@@ -1,0 +1,186 @@
+"""POST /v1/models/load, /unload, /unload-all; GET /v1/models, /v1/models/status: as PolarGrid
+documents them.
+
+Three spellings of the model's name are accepted. The status words are PolarGrid's four: a model
+that is unloading is shown as "unloaded" here, by its own name everywhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from litestar import Router, get, post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody
+
+from repository.errors import InvalidRequestError
+from repository.lifecycle.status import ModelStatus, Public
+from repository.repository import Repository
+from server.settings import Settings
+
+Success = Literal["success"]
+
+
+class NamedModel(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Exactly one name, under any of the three keys (the same name twice is still one)."""
+
+    model_name: str | None = None
+    model: str | None = None
+    model_id: str | None = None
+
+    @property
+    def name(self) -> str:
+        given = {n for n in (self.model_name, self.model, self.model_id) if n is not None}
+        if len(given) != 1 or "" in given:
+            raise InvalidRequestError(
+                "'model_name' is missing or empty" if given <= {""} else "more than one model named"
+            )
+        return given.pop()
+
+
+class LoadRequest(NamedModel, forbid_unknown_fields=True, kw_only=True):
+    force_reload: bool = False
+    dry_run: bool = False
+
+
+class LoadReply(msgspec.Struct):
+    model: str
+    force_reload: bool
+    message: str
+    status: Success = "success"
+
+
+class DryRunReply(msgspec.Struct):
+    model: str
+    would_load: bool
+    bytes_needed: int
+    bytes_free: int
+    device: str
+    would_evict: list[str]
+    message: str
+    dry_run: Literal[True] = True
+    status: Success = "success"
+
+
+class UnloadReply(msgspec.Struct):
+    model: str
+    message: str
+    freed_bytes: int
+    status: Success = "success"
+
+
+class UnloadError(msgspec.Struct):
+    model: str
+    error: str
+
+
+class UnloadAllReply(msgspec.Struct):
+    unloaded_models: list[str]
+    errors: list[UnloadError]
+    total_unloaded: int
+    freed_bytes: int
+    status: Success = "success"
+
+
+class StatusReply(msgspec.Struct):
+    """`loading_status` names every model of the repository. `reloading` and `failed` are extra."""
+
+    loaded: list[str]
+    loading_status: dict[str, str]
+    repository: str
+    reloading: list[str]
+    failed: dict[str, str]
+
+
+class ModelCard(msgspec.Struct):
+    id: str
+    created: int
+    owned_by: str
+    status: str
+    object: Literal["model"] = "model"
+
+
+class ModelList(msgspec.Struct):
+    data: list[ModelCard]
+    object: Literal["list"] = "list"
+
+
+@post("/load", status_code=200)
+async def load(
+    data: JSONBody[LoadRequest], models: NamedDependency[Repository]
+) -> LoadReply | DryRunReply:
+    """Answers when the model is ready, or with the reason why not. Joins a load in flight."""
+    name = data.name
+    if data.dry_run:
+        would = await models.dry_run(name)
+        return DryRunReply(
+            model=name,
+            would_load=would.would_load,
+            bytes_needed=would.bytes_needed,
+            bytes_free=would.bytes_free,
+            device=would.device,
+            would_evict=list(would.would_evict),
+            message=would.message,
+        )
+    await models.load(name, force=data.force_reload)
+    return LoadReply(name, data.force_reload, f"Model {name} loaded successfully")
+
+
+@post("/unload", status_code=200)
+async def unload(data: JSONBody[NamedModel], models: NamedDependency[Repository]) -> UnloadReply:
+    """Answers when nothing of it runs any more. Unloading what is not loaded is no error."""
+    name = data.name
+    report = await models.unload(name)
+    return UnloadReply(name, f"Model {name} unloaded successfully", report.bytes_freed)
+
+
+@post("/unload-all", status_code=200)
+async def unload_all(models: NamedDependency[Repository]) -> UnloadAllReply:
+    """What fails to unload is listed; the others go on."""
+    report = await models.unload_all()
+    unloaded = sorted(r.model for r in report.unloaded)
+    return UnloadAllReply(
+        unloaded_models=unloaded,
+        errors=[UnloadError(model, text) for model, text in sorted(report.errors.items())],
+        total_unloaded=len(unloaded),
+        freed_bytes=sum(r.bytes_freed for r in report.unloaded),
+    )
+
+
+@get("/status", sync_to_thread=False)
+def status(models: NamedDependency[Repository], settings: NamedDependency[Settings]) -> StatusReply:
+    found = sorted(models.statuses(), key=lambda s: s.name)
+    return StatusReply(
+        loaded=[s.name for s in found if s.state is Public.LOADED],
+        loading_status={s.name: word_of(s.state) for s in found},
+        repository=str(settings.repo),
+        reloading=[s.name for s in found if s.reloading],
+        failed={s.name: _why(s) for s in found if s.state is Public.FAILED},
+    )
+
+
+@get("/", sync_to_thread=False)
+def index(models: NamedDependency[Repository], settings: NamedDependency[Settings]) -> ModelList:
+    """OpenAI's list: every model of the repository, loaded or not (`status` says which)."""
+    found = sorted(models.statuses(), key=lambda s: s.name)
+    owner = settings.server_name
+    return ModelList([ModelCard(s.name, _created(s), owner, word_of(s.state)) for s in found])
+
+
+def word_of(state: Public) -> str:
+    return Public.UNLOADED if state is Public.UNLOADING else state
+
+
+def _why(status: ModelStatus) -> str:
+    return status.last_error.message if status.last_error else ""
+
+
+def _created(status: ModelStatus) -> int:
+    """Seconds since 1970 of the folder's last change; 0 where it is not known."""
+    newest = status.folder.newest_ctime if status.folder else 0.0
+    return int(newest) if 0 < newest < float("inf") else 0
+
+
+HANDLERS: list[Any] = [load, unload, unload_all, status, index]
+router = Router("/v1/models", route_handlers=HANDLERS)

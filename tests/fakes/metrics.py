@@ -1,0 +1,99 @@
+"""Metrics over a repository of the test's making, and something of everything to fill it with."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families as parse
+from prometheus_client.samples import Sample
+
+from repository.errors import (
+    ConfigError,
+)
+from repository.lifecycle.generation import Generation, Trigger
+from repository.lifecycle.states import Event, State
+from repository.repository import DeviceReport
+from server.metrics import names
+from server.metrics.http import Metrics
+from tests.fakes.heart import newborn, spec
+from tests.fakes.shown import ShownRepository
+
+
+class Shown:
+    """Each `page` is a fresh one."""
+
+    def __init__(self) -> None:
+        self.models = ShownRepository()
+        self.now = 0.0
+        self.metrics = Metrics(clock=lambda: self.now)
+        self.metrics.attach(self.models)
+
+    async def page(self, accept: str = "") -> str:
+        self.now += 10
+        return (await self.metrics.render(accept))[0].decode()
+
+    async def samples(self) -> list[Sample]:
+        return [s for family in parse(await self.page()) for s in family.samples]
+
+    async def value(self, name: str, **labels: str) -> float | None:
+        found = [
+            s.value
+            for s in await self.samples()
+            if s.name == names.PREFIX + name and labels.items() <= s.labels.items()
+        ]
+        assert len(found) <= 1, f"{name} is ambiguous"
+        return found[0] if found else None
+
+    def watched(self, gen: Generation) -> Generation:
+        """The observer is told of its birth and of every later step, as the reconciler does."""
+        self.models.put(gen)
+        gen.on_step = self.metrics.observer.stepped
+        self.metrics.observer.stepped(gen, State.GONE)
+        return gen
+
+    def served(self, gen: Generation, **rest: Any) -> None:
+        self.metrics.meter.done(
+            gen.spec.model, gen.spec.version, "success", duration_s=0.004, samples=1, **rest
+        )
+
+
+def walk(gen: Generation, *events: Event) -> None:
+    for event in events:
+        gen.step(event)
+
+
+def batcher(executions: int, samples: int, waiting: int = 0) -> Any:
+    return SimpleNamespace(executions=executions, samples=samples, queue_length=waiting)
+
+
+RISE = (Event.ADMIT, Event.LOADED, Event.WARMED)
+LEAVE = (Event.RETIRE, Event.DRAINED, Event.STOPPED)
+
+
+def fill(shown: Shown) -> None:
+    """Something of everything."""
+    observer, gib = shown.metrics.observer, 2**30
+    good = shown.watched(newborn(spec("m")))
+    walk(good, *RISE)
+    good.device, good.measured, good.batcher = "cuda:0", {"weights": 5}, batcher(1, 1)
+    shown.served(good, queue_s=0.001, compute_s=0.002, batch_size=2)
+    old = shown.watched(newborn(spec("m"), 2, trigger=Trigger.RESTART))
+    walk(old, *RISE)
+    old.retire("replaced by #1")
+    walk(old, *LEAVE)
+    bad = shown.watched(newborn(spec("bad"), 3))
+    bad.fault(ConfigError("no"))
+    observer.phase(good, "read", 0.1)
+    observer.evicted(good, "memory")
+    observer.scanned(0.1, 2)
+    observer.watched("added", "m")
+    observer.watch_lag("m", 1.0)
+    observer.watcher(up=True)
+    observer.illegal_move(good)
+    shown.metrics.auth_failed("admin")
+    shown.metrics.shed("queue_full")
+    shown.models.reports = [
+        DeviceReport("cpu", "host", 2 * gib, gib),
+        DeviceReport("cuda:0", "H", 3 * gib, gib, 4 * gib, 2 * gib, "GPU-1", 0.5, 300.0, 40.0),
+    ]

@@ -1,0 +1,275 @@
+"""A repository without files, hosts or a planner: real generations that are stepped by hand.
+
+Good for what faces show and how they answer. What a repository decides is tested on the real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from repository.config import ModelConfig
+from repository.errors import (
+    DrainingError,
+    LoadFailedError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    RepositoryError,
+    VersionNotFoundError,
+)
+from repository.events import EventBus
+from repository.lifecycle.generation import Generation, Lease, Trigger
+from repository.lifecycle.states import RISING, TERMINAL, Event, State
+from repository.lifecycle.status import ModelStatus, describe
+from repository.messages import InferRequest, InferResponse, Loaded
+from repository.reports import DeviceReport, DryRun, LoadReport, UnloadAllReport, UnloadReport
+from repository.repository import Repository
+from repository.snapshot import ModelFolder
+from repository.spec import ModelSpec
+
+UP = {
+    State.QUEUED: (Event.ADMIT, Event.LOADED, Event.WARMED),
+    State.LOADING: (Event.LOADED, Event.WARMED),
+    State.WARMING: (Event.WARMED,),
+}
+DOWN = {
+    State.QUEUED: (Event.RETIRE,),
+    State.LOADING: (Event.RETIRE, Event.STOPPED),
+    State.WARMING: (Event.RETIRE, Event.STOPPED),
+    State.READY: (Event.RETIRE, Event.DRAINED, Event.STOPPED),
+    State.DRAINING: (Event.DRAINED, Event.STOPPED),
+    State.UNLOADING: (Event.STOPPED,),
+    State.FAILING: (Event.STOPPED,),
+}
+
+
+def echo(request: InferRequest) -> InferResponse:
+    return InferResponse(list(request.inputs))
+
+
+class FakeRepository(Repository):
+    """`add` a model, then load and unload it.
+
+    fail       name -> what its loads raise
+    answers    the model: a response, an error or a future of one for each request
+    calls      what was asked for, in order
+    load_gate  an Event that loads wait for
+    """
+
+    def __init__(self, root: Path = Path("models"), answers: Callable[..., Any] = echo) -> None:
+        self.root = root
+        self.events = EventBus()
+        self.answers = answers
+        self.folders: dict[str, ModelFolder] = {}
+        self.generations: dict[str, list[Generation]] = {}
+        self.wanted: set[str] = set()
+        self.fail: dict[str, RepositoryError] = {}
+        self.unload_errors: dict[str, str] = {}
+        self.plans: dict[str, DryRun] = {}
+        self.calls: list[tuple[Any, ...]] = []
+        self.load_gate: asyncio.Event | None = None
+        self.is_ready = True
+        self.is_draining = False
+        self.entered = self.left = 0
+        self._serial = 0
+
+    # by the test --------------------------------------------------------------------------------
+
+    def add(
+        self,
+        name: str,
+        *versions: int,
+        loaded: bool = False,
+        n_bytes: int = 1000,
+        config: ModelConfig | None = None,
+        sources: dict[str, str] | None = None,
+        **folder: Any,
+    ) -> ModelFolder:
+        numbers = versions or (1,)
+        specs = {
+            v: ModelSpec(
+                name,
+                v,
+                f"print-{name}-{v}",
+                config=config or ModelConfig(),
+                sources=sources or {},
+                backend="fake",
+                bytes_needed=n_bytes,
+            )
+            for v in sorted(numbers, reverse=True)
+        }
+        made = ModelFolder(name, f"print-{name}", specs=specs, versions=numbers, **folder)
+        self.folders[name] = made
+        if loaded:
+            self.bring_up(name)
+        return made
+
+    def begin(self, name: str, version: int | None = None) -> Generation:
+        """A generation that is QUEUED."""
+        specs = self.folders[name].specs
+        self._serial += 1
+        gen = Generation(
+            self._serial,
+            specs[version if version is not None else max(specs)],
+            on_step=self._stepped,
+            on_idle=lambda _: None,
+            clock=time.monotonic,
+            trigger=Trigger.API,
+        )
+        self.generations.setdefault(name, []).append(gen)
+        self.wanted.add(name)
+        return gen
+
+    def bring_up(self, name: str, version: int | None = None) -> Generation:
+        gen = self.begin(name, version)
+        for event in UP[gen.state]:
+            gen.step(event)
+        gen.loaded = Loaded(platform="fake")
+        gen.reserved = gen.spec.bytes_needed
+        return gen
+
+    def bring_down(self, gen: Generation) -> None:
+        for event in DOWN.get(gen.state, ()):
+            gen.step(event)
+        gen.reserved = 0
+
+    def break_down(self, gen: Generation, error: BaseException) -> None:
+        gen.fault(error)
+        if gen.state not in TERMINAL:
+            gen.step(Event.STOPPED)
+        gen.reserved = 0
+
+    def _stepped(self, gen: Generation, before: State) -> None:
+        self.events.publish(
+            "model.state", *gen.spec.key, gen.serial, before=str(before), state=str(gen.state)
+        )
+
+    # the facade ---------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        self.entered += 1
+        try:
+            yield
+        finally:
+            self.left += 1
+
+    def lease(self, model: str, version: int | None = None) -> Lease:
+        folder = self._folder(model)
+        if version is not None and version not in folder.versions:
+            raise VersionNotFoundError(
+                f"Request for unknown model: '{model}' version {version} is not found"
+            )
+        gens = self.generations.get(folder.name, ())
+        gens = [g for g in gens if version in (None, g.spec.version)]
+        ready = [g for g in gens if g.state is State.READY]
+        if not ready and any(g.state in RISING for g in gens):
+            raise ModelNotReadyError(f"model '{model}' is still loading", retry_after_s=1.0)
+        if not ready:
+            why = (
+                "has no available versions"
+                if version is None
+                else (f"version {version} is not at ready state")
+            )
+            raise VersionNotFoundError(f"Request for unknown model: '{model}' {why}")
+        return max(ready, key=lambda g: (g.spec.version, g.serial)).lease()
+
+    def infer(self, gen: Generation, request: InferRequest) -> Any:
+        """`answers` gives a response, an exception to fail with, or a future of its own."""
+        found = self.answers(request)
+        if isinstance(found, asyncio.Future):
+            return found
+        future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
+        if isinstance(found, BaseException):
+            future.set_exception(found)
+        else:
+            future.set_result(found)
+        return future
+
+    async def load(
+        self, model: str, *, force: bool = False, trigger: Trigger = Trigger.API
+    ) -> LoadReport:
+        self.calls.append(("load", model, force))
+        folder = self._folder(model)
+        if self.is_draining:
+            raise DrainingError("the server is shutting down", retry_after_s=5.0)
+        self.wanted.add(folder.name)
+        old = [g for g in self.generations.get(folder.name, ()) if g.state not in TERMINAL]
+        if old and not force:
+            return LoadReport(model, tuple(g.spec.version for g in old), True, 0.0)
+        if self.load_gate is not None:
+            await self.load_gate.wait()
+        if error := self.fail.get(folder.name):
+            self.break_down(self.begin(folder.name), error)
+            raise error
+        gen = self.bring_up(folder.name)
+        for one in old:
+            self.bring_down(one)
+        return LoadReport(model, (gen.spec.version,), False, 0.01)
+
+    async def unload(self, model: str) -> UnloadReport:
+        self.calls.append(("unload", model))
+        name = self._folder(model).name
+        self.wanted.discard(name)
+        if text := self.unload_errors.get(name):
+            raise LoadFailedError(text)
+        alive = [g for g in self.generations.get(name, ()) if g.state not in TERMINAL]
+        freed = sum(g.reserved for g in alive)
+        for gen in alive:
+            self.bring_down(gen)
+        return UnloadReport(name, len(alive), freed, 0.01)
+
+    async def unload_all(self) -> UnloadAllReport:
+        done: list[UnloadReport] = []
+        wrong: dict[str, str] = {}
+        for name, gens in self.generations.items():
+            if all(g.state in TERMINAL for g in gens):
+                continue
+            try:
+                done.append(await self.unload(name))
+            except RepositoryError as error:
+                wrong[name] = str(error)
+        return UnloadAllReport(tuple(done), wrong)
+
+    async def dry_run(self, model: str) -> DryRun:
+        name = self._folder(model).name
+        return self.plans.get(name) or DryRun(name, True, 1000, 5000, "cpu", (), "it would load")
+
+    def names(self) -> list[str]:
+        return sorted(self.folders)
+
+    def status(self, model: str) -> ModelStatus:
+        folder = self._folder(model)
+        gens = self.generations.get(folder.name, ())
+        return describe(folder.name, gens, folder, wanted=folder.name in self.wanted)
+
+    def statuses(self) -> list[ModelStatus]:
+        return [self.status(name) for name in self.names()]
+
+    def devices(self) -> list[DeviceReport]:
+        held = sum(g.reserved for gens in self.generations.values() for g in gens)
+        return [DeviceReport("cpu", "cpu", 10_000, held)]
+
+    def _folder(self, model: str) -> ModelFolder:
+        for name, folder in self.folders.items():
+            if model == name or model in folder.aliases:
+                return folder
+        raise ModelNotFoundError(f"Request for unknown model: '{model}' is not found")
+
+    @property
+    def ready(self) -> bool:
+        return self.is_ready and not self.is_draining
+
+    @property
+    def draining(self) -> bool:
+        return self.is_draining
+
+    def drain(self) -> None:
+        if not self.is_draining:
+            self.is_draining = True
+            self.events.publish("server.draining")
+            self.events.close()

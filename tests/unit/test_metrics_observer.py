@@ -1,0 +1,137 @@
+"""How loads, failures and executions are counted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from repository.errors import (
+    CheckFailedError,
+    ConfigError,
+    FilesChangedError,
+    IncompleteFilesError,
+    LoadFailedError,
+    LoadTimeoutError,
+    NoRoomError,
+    UntrustedCodeError,
+    WorkerDiedError,
+)
+from repository.lifecycle.generation import Generation, Trigger
+from repository.lifecycle.states import Event
+from repository.spec import FileStamp
+from server.metrics.observer import reason_of
+from tests.fakes.heart import newborn, spec
+from tests.fakes.metrics import LEAVE, RISE, Shown, batcher, walk
+
+
+@pytest.fixture
+def shown() -> Shown:
+    return Shown()
+
+
+async def test_a_failed_load_is_counted_with_its_reason_and_the_worker_is_down(
+    shown: Shown,
+) -> None:
+    gen = shown.watched(newborn(spec("m"), trigger=Trigger.WATCH))
+    walk(gen, Event.ADMIT)
+    gen.fault(CheckFailedError("differs"))
+    walk(gen, Event.STOPPED)
+    assert await shown.value("model_load_total", trigger="watch", outcome="failure") == 1
+    assert await shown.value("model_load_failures_total", model="m", reason="check") == 1
+    assert await shown.value("worker_up", model="m", device="cpu") == 0
+
+
+async def test_a_model_that_served_and_then_died_is_no_failed_load(shown: Shown) -> None:
+    gen = shown.watched(newborn(spec("m")))
+    walk(gen, *RISE)
+    gen.fault(WorkerDiedError("killed"))
+    walk(gen, Event.STOPPED)
+    assert await shown.value("model_load_total", outcome="success") == 1
+    assert await shown.value("model_load_total", outcome="failure") is None
+    assert await shown.value("model_unload_total") is None
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome"),
+    [
+        (lambda g: g.retire("overtaken by a newer wish"), "superseded"),
+        (lambda g: g.retire("not wanted"), "cancelled"),
+        (lambda g: g.fault(FilesChangedError("changed")), "superseded"),
+        (lambda g: g.fault(asyncio.CancelledError()), "cancelled"),
+    ],
+)
+async def test_a_load_that_was_given_up_is_no_failure(
+    shown: Shown, end: Callable[[Generation], None], outcome: str
+) -> None:
+    gen = shown.watched(newborn(spec("m")))
+    walk(gen, Event.ADMIT)
+    end(gen)
+    if gen.error is None:
+        walk(gen, Event.RETIRE)
+    assert await shown.value("model_load_total", outcome=outcome) == 1
+    assert await shown.value("model_load_failures_total") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConfigError("x"), "config"),
+        (IncompleteFilesError("x"), "incomplete"),
+        (UntrustedCodeError("x"), "security"),
+        (LoadTimeoutError("x"), "timeout"),
+        (NoRoomError("x"), "oom"),
+        (LoadFailedError("CUDA out of memory. Tried to allocate"), "oom"),
+        (LoadFailedError("bad opset"), "backend"),
+        (ValueError("/secret/path"), "backend"),
+    ],
+)
+def test_a_reason_is_one_of_eight_words_whatever_the_error_says(
+    error: Exception, reason: str
+) -> None:
+    assert reason_of(error) == reason
+
+
+def test_the_cause_of_a_failure_says_more_than_its_wrapping() -> None:
+    error = LoadFailedError("could not load")
+    error.__cause__ = FileNotFoundError("model.onnx")
+    assert reason_of(error) == "missing_file"
+
+
+async def test_load_durations_are_by_backend_and_the_last_one_by_model(shown: Shown) -> None:
+    times = iter((1.0, 3.5))
+    gen = shown.watched(newborn(spec("m"), clock=lambda: next(times)))
+    walk(gen, *RISE)
+    shown.metrics.observer.phase(gen, "warmup", 0.2)
+    assert await shown.value("model_last_load_duration_seconds", model="m") == 2.5
+    total = await shown.value("model_load_duration_seconds_sum", backend="fake", phase="total")
+    assert total == 2.5
+    assert await shown.value("model_load_duration_seconds_count", phase="warmup") == 1
+
+
+async def test_executions_survive_the_generation_that_counted_them(shown: Shown) -> None:
+    old = shown.watched(newborn(spec("m"), 1))
+    walk(old, *RISE)
+    old.batcher = batcher(5, 20, waiting=3)
+    assert await shown.value("inference_executions_total", model="m") == 5
+    assert await shown.value("inference_queue_length", model="m") == 3
+    old.retire("replaced by #2")
+    walk(old, *LEAVE)
+    new = shown.watched(newborn(spec("m"), 2))
+    walk(new, *RISE)
+    new.batcher = batcher(1, 2)
+    assert await shown.value("inference_executions_total", model="m") == 6
+    assert await shown.value("inference_samples_total", model="m") == 22
+
+
+async def test_the_lag_of_a_watched_change_is_from_its_newest_file_to_ready(shown: Shown) -> None:
+    files = tuple(FileStamp("f", 1, 0, int((time.time() - age) * 1e9), 1) for age in (50, 20))
+    for trigger in (Trigger.WATCH, Trigger.API):
+        gen = shown.watched(newborn(replace(spec("m"), files=files), trigger=trigger))
+        walk(gen, *RISE)
+    assert await shown.value("watch_lag_seconds_count") == 1
+    lag_s = await shown.value("watch_lag_seconds_sum")
+    assert lag_s == pytest.approx(20, abs=15)
