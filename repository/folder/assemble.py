@@ -5,6 +5,7 @@ Whatever is wrong becomes a Problem of the model or of one version; the other ve
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from repository.names import contain, shown
 from repository.snapshot import ModelFolder, Problem
 from repository.spec import FileStamp, ModelSpec
 
+log = logging.getLogger("modeldepot.folder")
+
 CODE = frozenset({"python"})  # backends that run what lies in the folder
 
 Inspect = Callable[[str, str, int], Verdict]  # (real path, where, version)
@@ -43,7 +46,24 @@ class Rules:
 
 
 def assemble(found: Found, root: Path, rules: Rules, inspect: Inspect) -> ModelFolder:
-    return _Assembly(found, root, rules, inspect).folder()
+    """Never raises: what one folder holds must not hide the others."""
+    try:
+        return _Assembly(found, root, rules, inspect).folder()
+    except Exception as error:  # the edge between hostile files and the server
+        log.exception("%s: looking into it failed", found.name)
+        message = f"looking into it failed: {type(error).__name__}; the server's log says more"
+        problem = Problem(found.name, "internal", message, "change the folder, and report this")
+        return replace(_bare(found), problems=(*found.notes, problem))
+
+
+def _bare(found: Found) -> ModelFolder:
+    stamps = [*found.shared, *(s for own in found.versions.values() for s in own)]
+    return ModelFolder(
+        name=found.name,
+        fingerprint=fingerprint(stamps),
+        versions=tuple(sorted(found.versions, reverse=True)),
+        newest_ctime=found.newest_ctime_ns / 1e9,
+    )
 
 
 class _Assembly:
@@ -53,14 +73,7 @@ class _Assembly:
         self._merged: dict[str | None, tuple[ModelConfig, dict[str, str]]] = {}
 
     def folder(self) -> ModelFolder:
-        found = self._found
-        stamps = [*found.shared, *(s for own in found.versions.values() for s in own)]
-        whole = ModelFolder(
-            name=found.name,
-            fingerprint=fingerprint(stamps),
-            versions=tuple(sorted(found.versions, reverse=True)),
-            newest_ctime=found.newest_ctime_ns / 1e9,
-        )
+        whole = _bare(self._found)
         layer = self._read_config()
         if layer is not None:
             specs, aliases = self._choose(layer)

@@ -28,7 +28,7 @@ def bytes_needed(config: ModelConfig, weights: int) -> int:
 def devices_for(config: ModelConfig, gpus: Sequence[str] | None) -> tuple[str, ...]:
     """Where it may go, best first. `gpus` are this machine's; None: not known, nothing is refused.
 
-    Raises ConfigError where the config asks for a GPU and there is none.
+    Raises ConfigError where the config asks for a GPU that is not there.
     """
     wish = config.device
     if wish == "auto":
@@ -42,6 +42,11 @@ def devices_for(config: ModelConfig, gpus: Sequence[str] | None) -> tuple[str, .
                 hint="set device: auto or cpu",
             )
         return tuple(gpus)
+    if wish != "cpu" and gpus is not None and wish not in gpus:
+        raise ConfigError(
+            f"'device' is {wish}, but this machine has {', '.join(gpus) or 'no GPU'}",
+            hint="set device: auto or cpu",
+        )
     return (wish,)
 
 

@@ -7,6 +7,7 @@ that comparing two snapshots of an unchanged repository is comparing pointers.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import threading
@@ -58,17 +59,20 @@ class Scanner:
         self._rules = Rules(trust_code, None if gpus is None else tuple(gpus))
         self._known: dict[str, _Known] = {}
         self._last: dict[str, ModelFolder] = {}
+        self._device: int | None = None  # the file system that the models lay on
         self._one_at_a_time = threading.Lock()
 
     def scan(self, now: float | None = None) -> Snapshot:
         """The whole repository. `now` in seconds since 1970.
 
-        Raises OSError if the repository's folder cannot be listed; never for what lies in it.
+        Raises OSError if the repository's folder cannot be listed, or is only the place where it was
+        mounted; never for what lies in it.
         """
         with self._one_at_a_time:
             now = time.time() if now is None else now
             layout = Layout(os.fspath(self.root))
             models = {f.name: self._remembered(f, layout.root, now) for f in layout.models()}
+            self._check_mount(layout.root, bool(models))
             self._known = {n: k for n, k in self._known.items() if n in models}
             self._last = settle_aliases(models)
             problems = tuple(sorted(dict.fromkeys(layout.notes), key=lambda p: p.where))
@@ -87,6 +91,14 @@ class Scanner:
                 return None
             folder = self._remembered(found, layout.root, now)
             return settle_aliases({**self._last, name: folder})[name]
+
+    def _check_mount(self, root: str, full: bool) -> None:
+        """An unmounted repository looks like an empty one, but lies on another file system."""
+        device = os.stat(root).st_dev
+        if not full and self._device not in (None, device):
+            raise OSError(errno.ENODEV, "it is empty and on another file system than it was")
+        if full:
+            self._device = device
 
     def _remembered(self, found: Found, root: str, now: float) -> ModelFolder:
         key = (found.folder, found.shared, found.versions, found.paths, found.notes)

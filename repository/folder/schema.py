@@ -20,7 +20,7 @@ import numpy as np
 
 from repository.config import ModelConfig
 from repository.errors import ConfigError, InvalidNameError, InvalidTensorError
-from repository.names import MAX_VERSION, check_name
+from repository.names import MAX_VERSION, check_name, shown
 from repository.sizes import MAX_BYTES, parse_bytes
 from repository.snapshot import Problem
 from repository.tensors import DATATYPES, datatype_of
@@ -28,6 +28,7 @@ from repository.tensors import DATATYPES, datatype_of
 BACKENDS = ("onnx", "python")  # every name that `backend:` may have
 MODEL: Any = msgspec.inspect.type_info(ModelConfig)
 NONE = msgspec.inspect.NoneType
+_NUMPY_NAME = re.compile(r"[a-z]{1,10}[0-9]{0,3}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 # Smallest and largest value; '*' stands for any index of a list.
@@ -44,8 +45,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "warmup.*.batch_size": (1, 65536),
     "warmup.*.count": (1, 10_000),
     "warmup.*.size": (1, MAX_VERSION),
-    "checks.atol": (0, math.inf),
-    "checks.rtol": (0, math.inf),
+    "checks.atol": (0, 1e30),
+    "checks.rtol": (0, 1e30),
     "ttl_s": (0.001, 10**9),
     "priority": (-(10**6), 10**6),
     "memory": (1, MAX_BYTES),
@@ -146,7 +147,8 @@ class _Checker:
             if name not in fields:
                 inside = f" in '{key}'" if key else ""
                 known = "known keys: " + ", ".join(fields)
-                self.fail(below, f"unknown key '{name}'{inside}{nearest(str(name), fields)}", known)
+                near = nearest(str(name), fields)
+                self.fail(below, f"unknown key '{shown(str(name))}'{inside}{near}", known)
             self.fit(item, fields[name].type, below)
         for name, part in fields.items():
             if part.required and name not in value:
@@ -164,8 +166,8 @@ class _Checker:
                 self._fit_free(item, f"{key}.{i}")
         elif isinstance(value, int) and abs(value) >= 2**63:
             self.fail(key, f"'{key}' must fit into 64 bits")
-        elif not (value is None or isinstance(value, str | int | float)):
-            self._misfit(value, "text, a number, true or false", key)
+        elif not (value is None or isinstance(value, str | int) or _finite(value)):
+            self._misfit(value, "text, a finite number, true or false", key)
 
     def _misfit(self, value: Any, expected: str, key: str) -> NoReturn:
         what = f"'{key}'" if key else "the whole"
@@ -247,14 +249,16 @@ def _plain(kind: Any) -> tuple[str, Callable[[Any], bool]]:
         case "FloatType":
             return (
                 "a number",
-                lambda v: (
-                    isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
-                ),
+                lambda v: _finite(v) or (isinstance(v, int) and not isinstance(v, bool)),
             )
         case "LiteralType":
             options = kind.values
             return "one of " + ", ".join(options), lambda v: isinstance(v, str) and v in options
     return "text", lambda v: isinstance(v, str)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _leaves(value: Any, pattern: str, key: str) -> Iterator[tuple[str, str, Any]]:
@@ -280,7 +284,7 @@ def _said(value: Any) -> str:
         case str():
             return f"'{value[:40]}{'...' if len(value) > 40 else ''}'"
         case int() | float():
-            return str(value) if abs(value) < 10**20 else "a huge number"
+            return str(value) if not abs(value) >= 10**20 else "a huge number"
         case dict():
             return "a mapping"
         case list() | tuple():
@@ -289,8 +293,12 @@ def _said(value: Any) -> str:
 
 
 def _meant(datatype: str) -> str:
-    """numpy's and Triton's names lead to ours."""
+    """numpy's and Triton's names lead to ours. numpy understands whole expressions, and fails at some
+    in ways of its own, so it only gets to see a plain word."""
+    word = datatype.removeprefix("TYPE_").lower()
     try:
-        return f"; did you mean '{datatype_of(np.dtype(datatype.removeprefix('TYPE_').lower()))}'?"
+        if _NUMPY_NAME.fullmatch(word):
+            return f"; did you mean '{datatype_of(np.dtype(word))}'?"
     except (TypeError, InvalidTensorError):
-        return nearest(datatype.upper(), DATATYPES)
+        pass
+    return nearest(datatype.upper(), DATATYPES)

@@ -14,6 +14,7 @@ import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
@@ -104,10 +105,13 @@ def _safetensors(fd: int, size: int, path: str, root: str) -> tuple[str, ...]:
     return ()
 
 
+_Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
 class _Entry(msgspec.Struct):
     dtype: str
     shape: list[int]
-    data_offsets: tuple[int, int]
+    data_offsets: tuple[_Offset, _Offset]
 
 
 def _fits(tensor: _Entry, length: int) -> bool:

@@ -133,7 +133,8 @@ def test_needs_are_weights_and_a_base_for_every_instance() -> None:
         ("cpu", ("cuda:0",), ("cpu",)),
         ("cuda", ("cuda:0", "cuda:1"), ("cuda:0", "cuda:1")),
         ("cuda", None, ("cuda:0",)),
-        ("cuda:1", (), ("cuda:1",)),
+        ("cuda:1", ("cuda:0", "cuda:1"), ("cuda:1",)),
+        ("cuda:1", None, ("cuda:1",)),
     ],
 )
 def test_devices_are_listed_best_first(

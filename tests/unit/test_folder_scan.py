@@ -133,6 +133,7 @@ def test_the_version_policy_chooses_among_the_whole_versions(
         ({"1/a.onnx": "", "1/b.onnx": ""}, "config", "no backend"),
         ({"config.yaml": "backend: onnx", "1/README": ""}, "incomplete", "'model.onnx' is not there"),
         ({"config.yaml": "device: cuda", "1/model.onnx": ""}, "config", "no GPU"),
+        ({"config.yaml": "device: cuda:7", "1/model.onnx": ""}, "config", "cuda:7"),
         ({"config.yaml": "max_batch_size: 1\nbatching: {preferred_sizes: [2]}", "1/model.onnx": ""},
          "config", "max_batch_size 1"),
     ],

@@ -203,6 +203,7 @@ async def test_the_page_is_served_over_http(shown: Shown) -> None:
     app = Litestar(
         route_handlers=[router],
         dependencies={"metrics": Provide(lambda: shown.metrics, sync_to_thread=False)},
+        logging_config=None,
     )
     transport = httpx.ASGITransport(app=cast("Any", app))
     async with app.lifespan(), httpx.AsyncClient(transport=transport, base_url="http://t") as http:
