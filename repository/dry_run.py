@@ -52,6 +52,7 @@ def foresee(models: Reconciler, folder: ModelFolder) -> DryRun:
         load_slots=len(models.generations) + 10**6,
         room_wait_s=FOREVER,
         now=models.now,
+        outgoing=lambda gen: not any(answers(gen, Wanted(s)) for s in folder.specs.values()),
     )
     free = models.ledgers[device].free
     would, message = True, f"Model {folder.name} would be loaded"

@@ -86,23 +86,33 @@ async def live(gen: Generation, means: Means, give_back: Callable[[Generation], 
 
 async def _load(gen: Generation, host: Host, means: Means) -> Loaded:
     began = time.perf_counter()
-    loaded = await _in_time(host.load(gen.spec, gen.device), gen, means, "loaded")
+    loaded = await _in_time(_read(gen, host, means), gen, means, "loaded")
+    means.phase(gen, "read", time.perf_counter() - began)
+    return loaded
+
+
+async def _read(gen: Generation, host: Host, means: Means) -> Loaded:
+    loaded = await host.load(gen.spec, gen.device)
     if not await means.unchanged(gen.spec):
         raise FilesChangedError(
             f"the files of {gen.spec.model} version {gen.spec.version} changed while they were "
             f"read; they are looked at again"
         )
-    means.phase(gen, "read", time.perf_counter() - began)
     return loaded
 
 
 async def _rehearse(gen: Generation, host: Host, means: Means) -> str:
     assert gen.loaded is not None
     began = time.perf_counter()
-    rehearsal = means.rehearse(host, gen.spec, gen.loaded)
+    rehearsal = _try_out(gen, host, gen.loaded, means)
     note = await _in_time(rehearsal, gen, means, "ended its warm-up and checks")
-    gen.measured = await host.memory()
     means.phase(gen, "warmup", time.perf_counter() - began)
+    return note
+
+
+async def _try_out(gen: Generation, host: Host, loaded: Loaded, means: Means) -> str:
+    note = await means.rehearse(host, gen.spec, loaded)
+    gen.measured = await host.memory()
     return note
 
 
@@ -126,7 +136,7 @@ def open_for_requests(gen: Generation, host: Host, loaded: Loaded, means: Means)
 
 async def _until_retired(gen: Generation, host: Host) -> None:
     await _first(host.died, gen.retire_asked.wait())
-    if host.died.done():
+    if not gen.retire_asked.is_set():  # who was told to go and dies has gone
         raise died(gen, host)
 
 

@@ -1,7 +1,11 @@
 """Keeps the picture of the repository's folder fresh: scan, settle, tell; again when poked.
 
 Level, not edge: whatever pokes (inotify, a timer, an API call) only makes it look again; what is told
-is always a whole settled snapshot. Scans run in one thread of their own, one at a time.
+is always a whole settled snapshot. Scans run in one thread of their own, one at a time; all who ask
+for one while another runs share the next.
+
+Where nobody watches, only what somebody asked about moves on: an order for one model does not make
+another follow its files.
 """
 
 from __future__ import annotations
@@ -9,26 +13,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import MappingProxyType
 
 from repository.errors import ModelNotReadyError
 from repository.folder.scan import Scanner
 from repository.folder.settle import Settled, Settler
 from repository.folder.watch import Watcher
 from repository.observer import Observer
-from repository.snapshot import Snapshot
+from repository.snapshot import ModelFolder, Snapshot
 
 log = logging.getLogger("modeldepot.folder")
 
-BREATH = (
-    5.0  # after a scan that took t, the next poke is heard after BREATH * t: at most 1/6 of a core
-)
+# After a scan that took t, the next poke is heard after BREATH * t: at most 1/6 of a core.
+BREATH = 5.0
+DEAF_S = 10.0  # between looks where the watcher itself has failed
 
 
 class Lookout:
-    """`tell` gets every settled snapshot; it is called on the loop and must not wait."""
+    """`tell` gets every settled snapshot; it is called on the loop and must not wait. `follows`:
+    somebody watches, so that all of a snapshot may be told whoever asked for it."""
 
     def __init__(
         self,
@@ -38,6 +44,7 @@ class Lookout:
         observer: Observer,
         *,
         settle_s: float,
+        follows: bool = True,
     ) -> None:
         self._scanner = scanner
         self._settler = settler
@@ -45,44 +52,90 @@ class Lookout:
         self._observer = observer
         self._settle_s = settle_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scan")
-        self._accepted = Snapshot()
+        self._follows = follows
+        self._told = Snapshot()
         self._poked = asyncio.Event()
         self._took_s = 0.0
+        self._running: asyncio.Task[Settled] | None = None
+        self._next: asyncio.Task[Settled] | None = None  # has not begun yet: may be joined
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     async def look(self) -> Settled:
-        """One whole scan. Raises OSError if the repository itself cannot be read."""
+        """One whole scan, told. Raises OSError if the repository itself cannot be read."""
+        settled = await self._scan()
+        self._pass_on(settled.snapshot, settled.changed)
+        return settled
+
+    async def _scan(self) -> Settled:
+        """A whole scan that began after this call."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._scan_after(self._running), name="scan")
+            self._next.add_done_callback(_retrieve)
+        return await asyncio.shield(self._next)
+
+    async def _scan_after(self, other: asyncio.Task[Settled] | None) -> Settled:
+        if other is not None:
+            await asyncio.wait([other])
+        self._running, self._next = self._next, None
         began = time.perf_counter()
         loop = asyncio.get_running_loop()
         snapshot = await loop.run_in_executor(self._thread, self._scanner.scan)
         self._took_s = time.perf_counter() - began
         self._observer.scanned(self._took_s, len(snapshot.models))
         settled = self._settler.offer(snapshot, time.time())
-        before, self._accepted = self._accepted, settled.snapshot
-        for name in settled.changed:
-            self._observer.watched(_action(name, before, settled.snapshot), name)
         if settled.look_again_s is not None:
             self._observer.watched("settling", "")
-        self._tell(settled.snapshot)
         return settled
 
-    async def fresh(self, model: str) -> None:
-        """Returns when what is known of `model` is what lies in its folder now, settled.
+    def _pass_on(self, snapshot: Snapshot, changed: Iterable[str]) -> None:
+        before, self._told = self._told, snapshot
+        for name in changed:
+            if before.models.get(name) is not snapshot.models.get(
+                name
+            ):  # else told by another look
+                self._observer.watched(_action(name, before, snapshot), name)
+        self._tell(snapshot)
 
-        Raises ModelNotReadyError if its files do not come to rest within a few settle times.
+    def _only(self, model: str, seen: Snapshot) -> Snapshot:
+        """What was told last, and `model` as it was seen now."""
+        models = {n: f for n, f in self._told.models.items() if n != model}
+        if model in seen.models:
+            models[model] = seen.models[model]
+        return Snapshot(MappingProxyType(models), seen.problems)
+
+    async def fresh(self, model: str, *, act: bool = True) -> ModelFolder | None:
+        """What lies in the folder of `model` now, once it has settled; None if there is none.
+
+        It has been told when this returns, unless nobody watches and `act` is false. Raises
+        ModelNotReadyError if its files do not come to rest within a few settle times, or the
+        repository cannot be read.
         """
-        deadline = time.monotonic() + 3 * self._settle_s + 2.0
+        try:
+            return await self._until_fresh(model, time.monotonic() + 3 * self._settle_s + 2.0, act)
+        except OSError as error:
+            raise ModelNotReadyError(
+                f"the repository cannot be read now ({error.strerror or 'an input/output error'}); "
+                f"what serves goes on serving",
+                retry_after_s=max(self._settle_s, 1.0),
+            ) from error
+
+    async def _until_fresh(self, model: str, deadline: float, act: bool) -> ModelFolder | None:
         while True:
             loop = asyncio.get_running_loop()
             found = await loop.run_in_executor(self._thread, self._scanner.scan_model, model)
-            known = self._accepted.models.get(model)
-            if (found.fingerprint if found else None) == (known.fingerprint if known else None):
-                return
-            settled = await self.look()
-            if settled.look_again_s is None or model in settled.changed:
-                return
+            known = self._told.models.get(model)
+            if _same(found, known):
+                return known
+            settled = await self._scan()
+            seen = settled.snapshot.models.get(model)
+            if self._follows:
+                self._pass_on(settled.snapshot, settled.changed)
+            elif act and not _same(known, seen):
+                self._pass_on(self._only(model, settled.snapshot), [model])
+            if settled.look_again_s is None or _same(found, seen):
+                return seen
             if time.monotonic() >= deadline:
                 raise ModelNotReadyError(
                     f"the files of '{model}' are still being written; ask again when they are done",
@@ -95,10 +148,10 @@ class Lookout:
         with suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 while True:
-                    settled = await self.look()
-                    if settled.look_again_s is None:
+                    again_s = await self._look_or_say_why()
+                    if again_s is None:
                         return
-                    await asyncio.sleep(settled.look_again_s)
+                    await asyncio.sleep(again_s)
 
     async def watch(self, watcher: Watcher) -> None:
         """Looks after every poke, and again while something has not settled. Runs until cancelled."""
@@ -108,6 +161,8 @@ class Lookout:
         again_s: float | None = 0.0
         try:
             while True:
+                if again_s is None and listening.done():
+                    again_s = DEAF_S
                 with suppress(TimeoutError):
                     async with asyncio.timeout(again_s):
                         await self._poked.wait()
@@ -125,8 +180,11 @@ class Lookout:
         except OSError as error:
             # What serves goes on serving: a repository that cannot be read is not an empty one.
             log.error("the repository cannot be read: %s; trying again", error.strerror or error)
-            self._observer.watched("ignored", "")
-            return max(self._settle_s, 1.0)
+        except Exception:
+            # A bug that one strange folder brings out must not blind the server to all others.
+            log.exception("the scan stumbled; what serves goes on serving; trying again")
+        self._observer.watched("ignored", "")
+        return max(self._settle_s, 1.0)
 
     async def _listen(self, watcher: Watcher) -> None:
         async for _ in watcher.pokes():
@@ -135,7 +193,19 @@ class Lookout:
     def _deaf(self, listening: asyncio.Task[None]) -> None:
         if not listening.cancelled():
             self._observer.watcher(False)
-            log.error("the watcher stopped: %r; changes are not seen", listening.exception())
+            why = listening.exception()
+            log.error("the watcher stopped: %r; looking every %g s instead", why, DEAF_S)
+            self._poked.set()
+
+
+def _retrieve(scan: asyncio.Task[Settled]) -> None:
+    """Whoever asked for it may have left."""
+    if not scan.cancelled():
+        scan.exception()
+
+
+def _same(one: ModelFolder | None, other: ModelFolder | None) -> bool:
+    return (one.fingerprint if one else None) == (other.fingerprint if other else None)
 
 
 def _action(name: str, before: Snapshot, after: Snapshot) -> str:

@@ -5,8 +5,14 @@ Calls come from the event loop's thread, return at once and never raise.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from functools import partial
+
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.states import State
+
+log = logging.getLogger("modeldepot.observer")
 
 
 class Observer:
@@ -21,17 +27,11 @@ class Observer:
     def evicted(self, gen: Generation, reason: str) -> None:
         """Told to leave for others: memory or idle_ttl."""
 
-    def unloaded(self, gen: Generation, took_s: float) -> None:
-        """A generation that had been asked to retire has given everything back."""
-
     def scanned(self, took_s: float, models: int) -> None:
         """A whole scan of the repository ended."""
 
     def watched(self, action: str, model: str) -> None:
         """added, modified, deleted, ignored, settling."""
-
-    def watch_lag(self, model: str, lag_s: float) -> None:
-        """From the last change of a file to the new generation serving."""
 
     def watcher(self, up: bool) -> None:
         """The watcher runs, or has stopped with an error."""
@@ -41,3 +41,19 @@ class Observer:
 
     def illegal_move(self, gen: Generation) -> None:
         """A bug: a generation was asked for a step that the table does not have."""
+
+
+class Guarded(Observer):
+    """Passes everything on. What the other raises all the same is logged and changes nothing: a
+    mistake in counting must not stop a model, nor the planner."""
+
+    def __init__(self, observer: Observer) -> None:
+        for name in [n for n in vars(Observer) if not n.startswith("_")]:
+            setattr(self, name, partial(_tell, getattr(observer, name)))
+
+
+def _tell(what: Callable[..., None], *args: object) -> None:
+    try:
+        what(*args)
+    except Exception:
+        log.exception("an observer failed")

@@ -14,29 +14,30 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 
-from repository.admission import MODEST, Admit, Evict, Refuse, decide
-from repository.errors import ModelNotFoundError, NoRoomError
+from repository.admission import Admit, Evict, Refuse, decide, replaces
+from repository.errors import DrainingError, ModelNotFoundError, NoRoomError
 from repository.events import EventBus
 from repository.life import Means, live
 from repository.lifecycle.generation import Generation, Trigger
 from repository.lifecycle.ledger import MemoryLedger
+from repository.lifecycle.news import tell_eviction, tell_folder, tell_step
 from repository.lifecycle.plan import plan
+from repository.lifecycle.register import Register
 from repository.lifecycle.residency import expired
 from repository.lifecycle.routes import Routes
-from repository.lifecycle.states import TERMINAL, Event, IllegalMoveError, State
+from repository.lifecycle.states import RISING, TERMINAL, Event, IllegalMoveError, State
 from repository.lifecycle.wishes import Wanted, Wishes
-from repository.observer import Observer
+from repository.observer import Guarded, Observer
 from repository.snapshot import ModelFolder
 from repository.spec import ModelSpec
 
 log = logging.getLogger("modeldepot.models")
 
 RESOLUTION_S = 0.001  # a timer that is this near is due: clocks round, loops must not spin
-HISTORY = 8  # ended generations of one model kept for people to read
+BREATH_S = 1.0  # after a bug in the planner, before it tries again
 
 
 class Reconciler:
@@ -58,10 +59,11 @@ class Reconciler:
         self.ledgers = ledgers
         self.wishes = wishes
         self.events = events or EventBus()
-        self.observer = observer or Observer()
+        self.observer = Guarded(observer or Observer())
         self.folders: dict[str, ModelFolder] = {}
-        self.generations: dict[str, list[Generation]] = {}  # by model, oldest first
-        self.history: dict[str, deque[Generation]] = {}
+        self.register = Register(crash_limit=crash_limit)
+        self.generations = self.register.living
+        self.history = self.register.history
         self.routes = Routes()
         self._load_slots = load_slots
         self._room_wait_s = room_wait_s
@@ -75,14 +77,14 @@ class Reconciler:
         self._clock: Callable[[], float] = lambda: asyncio.get_running_loop().time()
         self._ticking = False
         self._admit_again: float | None = None
-        self._seen_first = False
+        self._closing = False
 
     # wishes -------------------------------------------------------------------------------------
 
-    def observe(self, folders: Mapping[str, ModelFolder]) -> None:
-        """A settled scan of the whole repository. Wanted models follow their files."""
-        trigger = Trigger.WATCH if self._seen_first else Trigger.STARTUP
-        self._seen_first = True
+    def observe(self, folders: Mapping[str, ModelFolder], *, starting: bool = False) -> None:
+        """A settled scan of the whole repository. Wanted models follow their files. `starting`: what
+        is new in it lay there before the server began, and drives nobody out."""
+        trigger = Trigger.STARTUP if starting else Trigger.WATCH
         for name in [n for n in self.folders if n not in folders]:
             del self.folders[name]
             self.wishes.forget(name)
@@ -94,32 +96,29 @@ class Reconciler:
                 continue
             self.folders[name] = folder
             self._dirty[name] = trigger
-            self.events.publish("model.added" if old is None else "model.changed", name)
-            for problem in (
-                folder.problems if old is None or old.problems != folder.problems else ()
-            ):
-                self.events.publish("model.problem", name, rule=problem.rule, message=str(problem))
+            tell_folder(self.events, old, folder)
         self.routes.rename({a: n for n, f in self.folders.items() for a in f.aliases})
         self._tick()
 
     def want(self, model: str, *, force: bool = False, trigger: Trigger) -> list[Generation]:
         """Says that `model` is wanted. Returns the generations that will answer to the wish: those
         that were on their way or serving already, and those that it caused."""
+        if self._closing:
+            raise DrainingError("the server is shutting down", retry_after_s=5.0)
         if not self._on_its_way(model):
-            stopping = any(g.state is State.FAILING for g in self.generations.get(model, ()))
-            self.wishes.load(model, force=force or stopping)
-        self._forget_failures(model)
+            self.wishes.load(model, force=force)
+        self.register.forgive(model)
         self._dirty[model] = trigger
         self._tick()
         folder = self.folders.get(model)
-        newest = {g.spec.version: g for g in self.generations.get(model, ())}
+        newest = {g.spec.version: g for g in self.register.of(model)}
         return [newest[v] for v in (folder.specs if folder else ()) if v in newest]
 
     def unwant(self, model: str) -> list[Generation]:
         """Says that `model` is not wanted. Returns the generations that are still to end."""
         self.wishes.unload(model)
-        self._forget_failures(model)
-        going = [g for g in self.generations.get(model, ()) if g.state not in TERMINAL]
+        self.register.forgive(model)
+        going = [g for g in self.register.of(model) if g.state not in TERMINAL]
         self._dirty[model] = Trigger.API
         self._tick()
         return going
@@ -143,9 +142,12 @@ class Reconciler:
         try:
             yield
         finally:
+            self._closing = True
             loop.cancel()
-            await asyncio.wait([loop])
-            await self._close()
+            try:
+                await asyncio.wait([loop])
+            finally:  # somebody's second thought must not leave lives behind
+                await self._close()
 
     async def _close(self) -> None:
         try:
@@ -164,13 +166,21 @@ class Reconciler:
     async def _reconcile(self) -> None:
         while True:
             self._wake.clear()
-            self._tick()
-            due = self._next_look()
+            due = self._tick_or_say_why()
             try:
                 async with asyncio.timeout_at(due):
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    def _tick_or_say_why(self) -> float | None:
+        """When to look again. A planner that died of a bug would be an outage that nobody sees."""
+        try:
+            self._tick()
+        except Exception:
+            log.exception("the planner stumbled; trying again")
+            return self._clock() + BREATH_S
+        return self._next_look()
 
     def _next_look(self) -> float | None:
         times = list(self._timers.values())
@@ -189,9 +199,8 @@ class Reconciler:
                 del self._timers[model]
                 self._dirty.setdefault(model, Trigger.RESTART)
             for _ in range(64):  # a decision may make others due; it settles in a few rounds
-                dirty, self._dirty = self._dirty, {}
-                for model, trigger in dirty.items():
-                    self._plan(model, trigger, now)
+                for model in list(self._dirty):
+                    self._plan(model, self._dirty.pop(model), now)
                 self._make_room(now)
                 if not self._dirty:
                     break
@@ -201,28 +210,28 @@ class Reconciler:
             self._ticking = False
 
     def _plan(self, model: str, trigger: Trigger, now: float) -> None:
-        gens = self.generations.get(model, [])
-        wanted = self.wishes.wanted(self.folders.get(model))
+        gens = self.register.of(model)
+        folder = self.folders.get(model)
+        wanted = self.wishes.wanted(folder)
         found = plan(wanted, gens, now=now, crash_limit=self._crash_limit, fits=self._fits)
         for order in found.retire:
             self._retire(next(g for g in gens if g.serial == order.serial), order.why)
         for start in found.start:
-            self._start(start.wanted, self._cause(gens, start.wanted, trigger))
+            self._start(start.wanted, trigger)
         over, next_expiry = expired(gens, now=now)
         for gen in over:
             self._evict(gen, "idle_ttl")
         looks = [t for t in (found.again_at, next_expiry) if t is not None]
         if looks:
             self._timers[model] = min(looks)
-        self._bury(model, wanted)
-
-    @staticmethod
-    def _cause(gens: Iterable[Generation], want: Wanted, trigger: Trigger) -> Trigger:
-        """A new try of what has failed is a restart, whatever woke the planner."""
-        again = any(g.error and g.spec.fingerprint == want.spec.fingerprint for g in gens)
-        return Trigger.RESTART if again else trigger
+        self.register.bury(model, folder, wanted)
+        self._forget_if_gone(model)
 
     def _start(self, want: Wanted, trigger: Trigger) -> None:
+        """A new try of what has failed is a restart, whatever woke the planner."""
+        failed = (g for g in self.register.of(want.spec.model) if g.error and not g.forgiven)
+        if any(g.spec.fingerprint == want.spec.fingerprint for g in failed):
+            trigger = Trigger.RESTART
         gen = Generation(
             next(self._serials),
             want.spec,
@@ -233,7 +242,7 @@ class Reconciler:
             epoch=want.epoch,
             device=self.place(want.spec),
         )
-        self.generations.setdefault(gen.spec.model, []).append(gen)
+        self.register.add(gen)
         self._queue.append(gen)
         self._stepped(gen, State.GONE)
 
@@ -255,6 +264,7 @@ class Reconciler:
             load_slots=self._load_slots,
             room_wait_s=self._room_wait_s,
             now=now,
+            outgoing=self._outgoing,
         )
         self._admit_again = found.again_at
         for decision in found.todo:
@@ -268,6 +278,8 @@ class Reconciler:
                         self._evict(gen, "memory")
                 case Refuse(gen, error):
                     self._refuse(gen, error)
+        if not self._queue and any(isinstance(decision, Admit) for decision in found.todo):
+            self._retry_the_refused()  # they had stood back for the queue
 
     def _admit(self, gen: Generation) -> None:
         self._queue.remove(gen)
@@ -284,16 +296,13 @@ class Reconciler:
         self._dirty[gen.spec.model] = Trigger.API  # its other versions leave with it
         gen.retire(f"evicted: {reason}")
         self.observer.evicted(gen, reason)
-        self.events.publish(
-            "model.evicted", gen.spec.model, gen.spec.version, gen.serial, reason=reason
-        )
+        tell_eviction(self.events, gen, reason)
 
     def _refuse(self, gen: Generation, error: NoRoomError) -> None:
-        """A wish of that moment that could not be granted is not kept: else the model would come up by
-        surprise later. What policy wants is made up for when memory comes free."""
-        asked = gen.trigger not in MODEST and gen.trigger is not Trigger.WATCH
-        if asked and self.routes.find(gen.spec.model) is None:
-            self.wishes.evict(gen.spec.model)
+        """A wish of that moment that could not be granted is not kept. What policy wants, or was
+        wanted before, is made up for when memory comes free."""
+        if gen.trigger.asked:
+            self.wishes.withdraw(gen.spec.model)
         self._queue.remove(gen)
         gen.fault(error)
 
@@ -305,28 +314,11 @@ class Reconciler:
     # happenings ---------------------------------------------------------------------------------
 
     def _stepped(self, gen: Generation, before: State) -> None:
-        self.routes.update(gen.spec.model, self.generations[gen.spec.model])
+        self.routes.update(gen.spec.model, self.register.of(gen.spec.model))
+        if gen.state is State.READY:
+            self.wishes.granted(gen.spec.model)
         self._mark(gen.spec.model)
-        step = gen.story[-1]
-        log.info(
-            "model=%s version=%d gen=%d %s→%s %.3fs%s",
-            gen.spec.model,
-            gen.spec.version,
-            gen.serial,
-            before,
-            gen.state,
-            self._clock() - gen.born_at,
-            f" {step.note}" if step.note else "",
-        )
-        self.events.publish(
-            "model.state",
-            gen.spec.model,
-            gen.spec.version,
-            gen.serial,
-            before=before if len(gen.story) > 1 else None,
-            state=gen.state,
-            note=step.note,
-        )
+        tell_step(self.events, gen, before)
         self.observer.stepped(gen, before)
 
     def _idle(self, gen: Generation) -> None:
@@ -339,16 +331,16 @@ class Reconciler:
         self._wake.set()
 
     def _life_over(self, gen: Generation, life: asyncio.Task[None]) -> None:
+        """Whatever became of the life: nobody may wait for ever for the generation."""
         self._lives.discard(life)
         self._mark(gen.spec.model)
-        if life.cancelled():
-            return
-        error = life.exception()
+        error = None if life.cancelled() else life.exception()
         if error is not None:
             log.error("%s: its life broke off: %r; story: %s", gen, error, list(gen.story))
         if isinstance(error, IllegalMoveError):
-            gen.break_off(error)
             self.observer.illegal_move(gen)
+        if isinstance(error, IllegalMoveError) or gen.state not in TERMINAL:
+            gen.break_off(error or asyncio.CancelledError())
 
     # small things -------------------------------------------------------------------------------
 
@@ -356,13 +348,29 @@ class Reconciler:
         """The first device of the spec that has a ledger. `spec.devices` has the best one first."""
         return next((d for d in spec.devices if d in self.ledgers), next(iter(self.ledgers)))
 
+    def _outgoing(self, gen: Generation) -> bool:
+        """Its version is not wanted any more: it serves until one that is does."""
+        return gen.spec.version not in self.wishes.wanted(self.folders.get(gen.spec.model))
+
     def _fits(self, spec: ModelSpec) -> bool:
-        return not self._queue and spec.bytes_needed <= self.ledgers[self.place(spec)].free
+        """Could what found no room have it now, from what is free and what it would replace?"""
+        device = self.place(spec)
+        room = self.ledgers[device].free
+        if spec.config.reload != "overlap":
+            room += sum(
+                g.reserved
+                for g in self.register.of(spec.model)
+                if g.device == device
+                and g.state is State.READY
+                and not g.retire_asked.is_set()
+                and replaces(spec, g, self._outgoing)
+            )
+        return not self._queue and spec.bytes_needed <= room
 
     def _retry_the_refused(self) -> None:
-        """Memory came back: models that found no room are planned again."""
+        """Models that found no room are planned again."""
         for model, gens in self.generations.items():
-            if gens[-1].state is State.FAILED:
+            if any(isinstance(g.error, NoRoomError) for g in gens):
                 self._mark(model)
 
     def _on_its_way(self, model: str) -> bool:
@@ -370,49 +378,14 @@ class Reconciler:
         wanted = self.wishes.wanted(self.folders.get(model))
         rising = {
             (g.spec.version, g.spec.fingerprint)
-            for g in self.generations.get(model, ())
-            if not g.settled.is_set() and not g.retire_asked.is_set()
+            for g in self.register.of(model)
+            if g.state in RISING and not g.retire_asked.is_set()
         }
         return bool(wanted) and all((v, w.spec.fingerprint) in rising for v, w in wanted.items())
 
-    def _forget_failures(self, model: str) -> None:
-        self._drop(model, [g for g in self.generations.get(model, ()) if g.state is State.FAILED])
-
-    def _bury(self, model: str, wanted: Mapping[int, Wanted]) -> None:
-        """Lets go of generations that no plan looks at: the gone, and faults of older files once a
-        newer generation of that version has settled."""
-        gens = self.generations.get(model, [])
-        newest = {g.spec.version: g for g in gens if g.settled.is_set()}
-        self._drop(
-            model,
-            [
-                g
-                for g in gens
-                if g.state is State.GONE
-                or (g.state is State.FAILED and self._is_history(g, newest, wanted))
-            ],
-        )
-
-    @staticmethod
-    def _is_history(
-        gen: Generation, newest: Mapping[int, Generation], wanted: Mapping[int, Wanted]
-    ) -> bool:
-        want = wanted.get(gen.spec.version)
-        if want is not None and want.spec.fingerprint == gen.spec.fingerprint:
-            return False  # counts towards the crash limit
-        return newest[gen.spec.version] is not gen
-
-    def _drop(self, model: str, gone: list[Generation]) -> None:
-        if not gone:
+    def _forget_if_gone(self, model: str) -> None:
+        if model in self.folders or model in self.generations:
             return
-        kept = [g for g in self.generations[model] if g not in gone]
-        self.history.setdefault(model, deque(maxlen=HISTORY)).extend(gone)
-        if kept:
-            self.generations[model] = kept
-        else:
-            del self.generations[model]
-            self.routes.update(model, ())
-            if model not in self.folders:
-                self.history.pop(model, None)
-                self._timers.pop(model, None)
-                self.observer.forgotten(model)
+        self.register.forget(model)
+        self._timers.pop(model, None)
+        self.observer.forgotten(model)

@@ -8,6 +8,7 @@ and errors. It decides nothing: what is wanted is in `wishes`, what happens next
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,14 +18,9 @@ from repository.devices.inventory import Devices, budgets
 from repository.dry_run import foresee
 from repository.errors import (
     DrainingError,
-    IncompleteFilesError,
-    LoadFailedError,
     ModelNotFoundError,
-    ModelNotReadyError,
     RepositoryError,
     SupersededError,
-    UntrustedCodeError,
-    VersionNotFoundError,
 )
 from repository.events import EventBus
 from repository.folder.scan import Scanner
@@ -37,12 +33,12 @@ from repository.hosts.zygotes import Zygotes
 from repository.life import Means
 from repository.lifecycle.generation import Generation, Lease, Trigger
 from repository.lifecycle.ledger import MemoryLedger
-from repository.lifecycle.states import RISING
+from repository.lifecycle.refusals import not_serving, of_folder, of_generation
 from repository.lifecycle.status import ModelStatus, describe, text_of
 from repository.lifecycle.wishes import Wishes
 from repository.lookout import Lookout
 from repository.messages import InferRequest, InferResponse
-from repository.names import check_name
+from repository.names import check_name, shown
 from repository.observer import Observer
 from repository.reconciler import Reconciler
 from repository.rehearsal import rehearse
@@ -54,7 +50,7 @@ from repository.reports import (
     UnloadAllReport,
     UnloadReport,
 )
-from repository.snapshot import ModelFolder, Snapshot
+from repository.snapshot import ModelFolder, Problem, Snapshot
 from repository.spec import ModelSpec
 
 __all__ = [
@@ -67,6 +63,8 @@ __all__ = [
     "UnloadAllReport",
     "UnloadReport",
 ]
+
+log = logging.getLogger("modeldepot.folder")
 
 SETTLES_AT_START = 3  # settle times; what is still being copied after them is left to the watcher
 
@@ -85,7 +83,9 @@ class Repository:
         self._state_dir = options.state_dir or options.root / ".modeldepot"
         self._zygotes = Zygotes()
         self._draining = False
+        self._looked = False  # what lay in the folder at the start has settled
         self._started = False
+        self._strays: tuple[Problem, ...] = ()  # what lies in the folder and belongs to no model
         self._models = Reconciler(
             self._means(),
             self._ledgers(),
@@ -107,6 +107,7 @@ class Repository:
             self._tell,
             self._observer,
             settle_s=options.settle_s,
+            follows=self._watches,
         )
 
     def _means(self) -> Means:
@@ -132,8 +133,17 @@ class Repository:
         found = budgets(self._devices.devices(), self.options.memory_budget)
         return {device: MemoryLedger(device, n_bytes) for device, n_bytes in found.items()}
 
+    @property
+    def _watches(self) -> bool:
+        return self.options.mode != "none" and self.options.watch != "off"
+
     def _tell(self, snapshot: Snapshot) -> None:
-        self._models.observe(snapshot.models)
+        for problem in snapshot.problems:
+            if problem not in self._strays:
+                log.warning("%s: %s", problem.rule, problem)
+                self.events.publish("repository.problem", rule=problem.rule, message=str(problem))
+        self._strays = snapshot.problems
+        self._models.observe(snapshot.models, starting=not self._looked)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -158,13 +168,14 @@ class Repository:
         options = self.options
         async with asyncio.TaskGroup() as eyes:
             eyes.create_task(self._start_up())
-            if options.mode != "none" and options.watch != "off":
+            if self._watches:
                 watcher = Watcher(options.root, options.watch, options.poll_s)
                 eyes.create_task(self._lookout.watch(watcher))
 
     async def _start_up(self) -> None:
         """Ready is when all that lay in the folder at the start has settled, and its loads too."""
         await self._lookout.settle(SETTLES_AT_START * self.options.settle_s)
+        self._looked = True
         for gen in [g for of in self._models.generations.values() for g in of]:
             await gen.settled.wait()
         self._started = True
@@ -194,26 +205,12 @@ class Repository:
         return gen.batcher.submit(request)
 
     def _why_not(self, name: str, version: int | None) -> RepositoryError:
-        """In Triton's words, which its clients look for."""
         model = self._models.routes.model(name)
-        folder = self._models.folders.get(model)
-        gens = [
-            g for g in self._models.generations.get(model, ()) if version in (None, g.spec.version)
-        ]
-        if folder is None and not gens:
-            return ModelNotFoundError(f"Request for unknown model: '{name}' is not found")
-        if any(g.state in RISING for g in gens):
-            return ModelNotReadyError(f"model '{name}' is still loading", retry_after_s=1.0)
-        if version is not None and (folder is None or version not in folder.versions):
-            return VersionNotFoundError(
-                f"Request for unknown model: '{name}' version {version} is not found"
-            )
-        error = self.status(model).last_error
-        why = f": {error.message}" if error else ""
-        return VersionNotFoundError(
-            f"Request for unknown model: '{name}' has no available versions{why}"
-            if version is None
-            else f"Request for unknown model: '{name}' version {version} is not at ready state{why}"
+        if model in self._models.folders or self._of(model):
+            return not_serving(name, version, self.status(model))
+        why = self._why_no_model(name)
+        return ModelNotFoundError(
+            f"Request for unknown model: '{shown(name)}' is not found{why and f': {why}'}"
         )
 
     # wishes -------------------------------------------------------------------------------------
@@ -228,16 +225,19 @@ class Repository:
         NoRoomError, SupersededError, ModelNotReadyError while its files are still being written.
         """
         began = time.perf_counter()
-        name = await self._look_at(model)
-        folder = self._loadable(name)
+        name, known = await self._look_at(model)
+        folder = self._loadable(name, known)  # from here on no await until it is wanted
         serving = [self._models.routes.find(name, v) for v in folder.specs]
         gens = self._models.want(name, force=force, trigger=trigger)
         for gen in gens:
             await gen.settled.wait()
         for gen in gens:
             if gen.error is not None and gen.ready_at is None:
-                raise _as_load_error(gen, gen.error)
+                raise of_generation(gen, gen.error)
+        if folder.errors:
+            raise of_folder(folder)  # of a version that cannot even be tried
         if not gens or any(gen.ready_at is None for gen in gens):
+            self._not_draining()
             raise SupersededError(
                 f"the load of '{name}' was overtaken: it was unloaded, or its files changed again"
             )
@@ -250,7 +250,7 @@ class Repository:
         Raises ModelNotFoundError.
         """
         name = self._models.routes.model(check_name(model))
-        self._models.known(name)
+        self._known(name)
         return await self._end_of(name)
 
     async def unload_all(self) -> UnloadAllReport:
@@ -265,24 +265,28 @@ class Repository:
 
     async def dry_run(self, model: str) -> DryRun:
         """What a load would do now; it does nothing. Raises as `load` does before it starts."""
-        name = await self._look_at(model)
-        return foresee(self._models, self._loadable(name))
+        name, known = await self._look_at(model, act=False)
+        return foresee(self._models, self._loadable(name, known))
 
-    async def _look_at(self, model: str) -> str:
+    async def _look_at(self, model: str, *, act: bool = True) -> tuple[str, ModelFolder | None]:
+        """The model's own name, and its folder as it is now. `act` false: only to know of it."""
+        self._not_draining()
+        name = self._models.routes.model(check_name(model))
+        folder = await self._lookout.fresh(name, act=act)
+        self._not_draining()  # the look may have taken seconds
+        return name, folder
+
+    def _not_draining(self) -> None:
         if self._draining:
             raise DrainingError("the server is shutting down", retry_after_s=5.0)
-        name = self._models.routes.model(check_name(model))
-        await self._lookout.fresh(name)
-        return name
 
-    def _loadable(self, name: str) -> ModelFolder:
-        folder = self._models.known(name)
+    def _loadable(self, name: str, folder: ModelFolder | None) -> ModelFolder:
         if folder is None:
+            self._known(name)
             raise ModelNotFoundError(f"the folder of model '{name}' is gone from the repository")
-        if folder.errors:
-            problem = folder.errors[0]
-            kinds = {"trust": UntrustedCodeError, "incomplete": IncompleteFilesError}
-            raise kinds.get(problem.rule, LoadFailedError)(str(problem))
+        # What served before is kept as long as its successor is broken: no reason to load that anew.
+        if not folder.specs or any(p.version in (None, *folder.specs) for p in folder.errors):
+            raise of_folder(folder)
         return folder
 
     async def _end_of(self, name: str) -> UnloadReport:
@@ -301,12 +305,26 @@ class Repository:
         return sorted(self._models.folders.keys() | self._models.generations.keys())
 
     def status(self, model: str) -> ModelStatus:
-        """Raises ModelNotFoundError."""
+        """Raises ModelNotFoundError, InvalidNameError."""
         name = self._models.routes.model(model)
-        folder = self._models.known(name)
+        folder = self._known(name)
         wanted = self._models.wishes.wants(name)
         past = self._models.history.get(name, ())
         return describe(name, self._of(name), folder, wanted=wanted, past=past)
+
+    def _known(self, name: str) -> ModelFolder | None:
+        """Its folder; None if that is gone and something of it still runs."""
+        try:
+            return self._models.known(name)
+        except ModelNotFoundError:
+            check_name(name)
+            why = self._why_no_model(name) or "is there a folder of that name with a model in it?"
+            raise ModelNotFoundError(f"no model '{name}' in the repository: {why}") from None
+
+    def _why_no_model(self, name: str) -> str:
+        """What is wrong with its folder, or with one above it."""
+        found = (p for p in self._strays if f"{name}/".startswith(f"{p.where}/"))
+        return next(map(str, found), "")
 
     def statuses(self) -> list[ModelStatus]:
         return [self.status(name) for name in self.names()]
@@ -356,23 +374,14 @@ class Repository:
 
 
 def _wishes(options: Options) -> Wishes:
-    wishes = Wishes(everything=options.mode != "explicit" or "*" in options.load)
-    for name in options.load:
-        if name != "*":
-            wishes.load(check_name(name))
-    return wishes
+    return Wishes(
+        everything=options.mode != "explicit" or "*" in options.load,
+        named=[check_name(name) for name in options.load if name != "*"],
+    )
 
 
 async def _unchanged(spec: ModelSpec) -> bool:
     return await asyncio.to_thread(restat, spec)
-
-
-def _as_load_error(gen: Generation, error: BaseException) -> RepositoryError:
-    if isinstance(error, RepositoryError):
-        return error
-    found = LoadFailedError(f"{gen.spec.model} version {gen.spec.version}: {text_of(error)}")
-    found.__cause__ = error
-    return found
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -14,7 +14,7 @@ class Problem:
     """Something a person should mend. Texts never hold an absolute path.
 
     where    path relative to the repository, with a line where there is one: "digits/config.yaml:3"
-    rule     a stable word: name, config, layout, incomplete, trust, link, alias, version, io
+    rule     a stable word: name, config, layout, incomplete, trust, link, alias, version, io, internal
     message  what is wrong, with the numbers
     hint     what to do
     version  None: the whole model; else only that version
@@ -41,7 +41,7 @@ class ModelFolder:
     problems     errors before warnings
     newest_ctime when anything in it last changed, in seconds since 1970 (by the ctime of its files and
                  folders, which nobody can set back); inf where that lies in the future. Not part of
-                 the fingerprint: a chmod or a hard link changes it too
+                 the fingerprint, nor compared: a chmod or a hard link changes it too
     """
 
     name: str
@@ -50,7 +50,7 @@ class ModelFolder:
     versions: tuple[int, ...] = ()
     aliases: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
-    newest_ctime: float = 0.0
+    newest_ctime: float = field(default=0.0, compare=False)
 
     @property
     def broken(self) -> bool:

@@ -36,6 +36,11 @@ class Trigger(enum.StrEnum):
     DEMAND = "demand"
     RESTART = "restart"
 
+    @property
+    def asked(self) -> bool:
+        """Somebody said so at that moment, and may be waiting."""
+        return self in (Trigger.API, Trigger.DEMAND)
+
 
 class Step(NamedTuple):
     at: float  # seconds since 1970
@@ -64,6 +69,7 @@ class Generation:
     device: str = "cpu"
     state: State = State.QUEUED
     error: BaseException | None = None
+    forgiven: bool = False  # somebody has asked since: its fault counts for nothing any more
     loaded: Loaded | None = None
     signature: Signature | None = None  # what a request must look like; set from READY on
     batcher: Batcher | None = None  # set from READY on
@@ -145,11 +151,13 @@ class Lease:
         gen.leases += 1
         return gen
 
-    def end(self) -> None:
+    def end(self, *, used: bool = True) -> None:
+        """`used` false: the model was asked nothing in the end. Bad requests keep nothing awake."""
         gen = self.generation
         gen.leases -= 1
-        gen.served += 1
-        gen.last_used = gen.clock()
+        if used:
+            gen.served += 1
+            gen.last_used = gen.clock()
         if gen.leases == 0:
             gen.idle.set()
             gen.on_idle(gen)

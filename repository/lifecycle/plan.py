@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from repository.errors import NoRoomError, WorkerDiedError
+from repository.errors import FilesChangedError, NoRoomError, WorkerDiedError
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.states import RISING, State
 from repository.lifecycle.wishes import Wanted
@@ -18,6 +18,9 @@ from repository.spec import ModelSpec
 STABLE_S = 60.0  # a generation that served this long had not been the cause of its restart
 BACKOFF_S = 0.5  # the second restart in a row waits this long, each further one twice as long
 BACKOFF_MAX_S = 30.0
+REST_S = 2.0  # after files that changed under a load: time for a scan to see what they are now
+LONGEST_ROW = 8  # crashes that are told apart; the wait is at its longest by then
+PASSING = (WorkerDiedError, FilesChangedError)  # may be gone at the next try
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,10 @@ def plan(
       is no longer wanted and every version that is wanted serves, or the model is not wanted at all;
     - at most one generation of a version is rising;
     - what failed in itself is not tried again until its files change or somebody asks;
-    - a worker that died is started again, later each time; one that dies `crash_limit` times in a row
-      while loading is left alone; one that found no room is tried again when `fits` says so.
+    - a worker that died is started again, later each time, and so is a load under which the files
+      changed (they may be back: a scan that sees others makes it another wish); what fails so
+      `crash_limit` times in a row while loading is left alone;
+    - what found no room is tried again when `fits` says so.
     """
     by_version: dict[int, list[Generation]] = {}
     for gen in sorted(generations, key=lambda g: g.serial):
@@ -116,35 +121,46 @@ def _outdated(gens: list[Generation], want: Wanted) -> list[Retire]:
     ]
 
 
+def counting(gens: Iterable[Generation], want: Wanted, *, crash_limit: int) -> list[Generation]:
+    """The faults that decide when `want` may be tried again, oldest first: the newest one and, if it
+    may pass, those in a row with it. Older ones and the forgiven count for nothing."""
+    faults = [
+        g
+        for g in gens
+        if answers(g, want) and g.state in (State.FAILING, State.FAILED) and not g.forgiven
+    ]
+    row: list[Generation] = []
+    for gen in reversed(faults):
+        if row and not isinstance(gen.error, PASSING):
+            break
+        row.insert(0, gen)
+        if not isinstance(gen.error, PASSING) or _served_long(gen):
+            break
+    return row[-max(crash_limit, LONGEST_ROW) :]
+
+
+def _served_long(gen: Generation) -> bool:
+    return gen.ready_at is not None and (gen.ended_at or 0.0) - gen.ready_at >= STABLE_S
+
+
 def _may_start(
     gens: list[Generation], want: Wanted, crash_limit: int, fits: Callable[[ModelSpec], bool]
 ) -> float | None:
     """When a new generation may start (0.0: at once); None: not before something changes."""
-    faults = [g for g in gens if answers(g, want) and g.error is not None]
-    if not faults:
+    row = counting(gens, want, crash_limit=crash_limit)
+    if not row:
         return 0.0
-    last = faults[-1]
+    last = row[-1]
     if last.state is not State.FAILED or last.ended_at is None:
         return None  # still stopping: its end wakes the planner
     if isinstance(last.error, NoRoomError):
         return 0.0 if fits(want.spec) else None
-    if not isinstance(last.error, WorkerDiedError):
+    if not isinstance(last.error, PASSING):
         return None
-    crashes = _crashes_in_a_row(faults)
-    if len(crashes) >= crash_limit and all(g.ready_at is None for g in crashes[-crash_limit:]):
+    if len(row) >= crash_limit and all(g.ready_at is None for g in row[-crash_limit:]):
         return None
-    if len(crashes) == 1:
+    if isinstance(last.error, FilesChangedError):
+        return last.ended_at + min(BACKOFF_MAX_S, REST_S * 2.0 ** (len(row) - 1))
+    if len(row) == 1:
         return 0.0
-    return last.ended_at + float(min(BACKOFF_MAX_S, BACKOFF_S * 2 ** min(len(crashes) - 2, 10)))
-
-
-def _crashes_in_a_row(faults: list[Generation]) -> list[Generation]:
-    """The newest crashes, back to one that had served long enough to be a first one again."""
-    row: list[Generation] = []
-    for gen in reversed(faults):
-        if not isinstance(gen.error, WorkerDiedError):
-            break
-        row.insert(0, gen)
-        if gen.ready_at is not None and (gen.ended_at or 0.0) - gen.ready_at >= STABLE_S:
-            break
-    return row
+    return last.ended_at + min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** (len(row) - 2))

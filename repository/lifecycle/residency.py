@@ -1,11 +1,16 @@
-"""Which models leave when memory is short, and which have idled too long. Pure."""
+"""Which models leave when memory is short, and which have idled too long. Pure.
+
+A model leaves as a whole, with all its versions: as long as one of them is in use, it stays.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from repository.lifecycle.generation import Generation
-from repository.lifecycle.states import State
+from repository.lifecycle.states import RISING, State
+
+Model = list[Generation]  # the generations of one model that would leave together
 
 
 def victims(
@@ -13,7 +18,7 @@ def victims(
 ) -> list[Generation] | None:
     """The idle generations to evict so that `need - free` bytes come free. All sizes in bytes.
 
-    First those past their TTL, then by priority (low first), then the longest unused; a member that
+    First models past their TTL, then by priority (low first), then the longest unused; a member that
     the others make needless is given back, so no eviction is in vain. Returns [] when nothing has to
     go, None when even all of them would not be enough: then nobody is evicted, because an eviction
     that does not help is only an outage. Pinned and leased ones never leave.
@@ -21,43 +26,74 @@ def victims(
     short = need - free
     if short <= 0:
         return []
-    chosen: list[Generation] = []
-    for gen in sorted(
-        (g for g in residents if _may_leave(g)),
-        key=lambda g: (not _past_ttl(g, now), g.spec.config.priority, g.last_used, g.serial),
-    ):
-        chosen.append(gen)
-        short -= gen.reserved
+    chosen: list[Model] = []
+    for model in sorted(_may_leave(residents), key=lambda m: _rank(m, now)):
+        chosen.append(model)
+        short -= _bytes(model)
         if short <= 0:
             break
     if short > 0:
         return None
-    for gen in list(chosen):
-        if short + gen.reserved <= 0:
-            chosen.remove(gen)
-            short += gen.reserved
-    return chosen
+    for model in list(chosen):
+        if short + _bytes(model) <= 0:
+            chosen.remove(model)
+            short += _bytes(model)
+    return [gen for model in chosen for gen in model]
 
 
 def expired(
     residents: Iterable[Generation], *, now: float
 ) -> tuple[list[Generation], float | None]:
     """Those idle for their `ttl_s` or longer, and when the next one will be (None: nobody has one)."""
-    timed = [g for g in residents if _may_leave(g) and g.spec.config.ttl_s is not None]
-    over = [g for g in timed if _past_ttl(g, now)]
-    ahead = [g.last_used + (g.spec.config.ttl_s or 0.0) for g in timed if g not in over]
+    over: list[Generation] = []
+    ahead: list[float] = []
+    for model in _may_leave(residents):
+        at = _ttl_ends(model)
+        if at is not None and at <= now:
+            over += model
+        elif at is not None:
+            ahead.append(at)
     return over, min(ahead, default=None)
 
 
-def _may_leave(gen: Generation) -> bool:
+def in_use(generations: Iterable[Generation]) -> set[str]:
+    """Models that may not leave now: pinned, leased, loading, or asked for by somebody who waits."""
+    return {g.spec.model for g in generations if _stays(g)}
+
+
+def _stays(gen: Generation) -> bool:
+    if gen.retire_asked.is_set():
+        return False
+    if gen.state in RISING:
+        return gen.state is not State.QUEUED or gen.trigger.asked
+    return gen.state is State.READY and (gen.leases > 0 or gen.spec.config.pin)
+
+
+def _may_leave(residents: Iterable[Generation]) -> list[Model]:
+    gens = list(residents)
+    staying = in_use(gens)
+    models: dict[str, Model] = {}
+    for gen in gens:
+        if gen.state is State.READY and not gen.retire_asked.is_set():
+            models.setdefault(gen.spec.model, []).append(gen)
+    return [gens for name, gens in models.items() if name not in staying]
+
+
+def _rank(model: Model, now: float) -> tuple[bool, int, float, int]:
+    at = _ttl_ends(model)
     return (
-        gen.state is State.READY
-        and not gen.leases
-        and not gen.retire_asked.is_set()
-        and not gen.spec.config.pin
+        at is None or at > now,
+        max(g.spec.config.priority for g in model),
+        max(g.last_used for g in model),
+        min(g.serial for g in model),
     )
 
 
-def _past_ttl(gen: Generation, now: float) -> bool:
-    ttl_s = gen.spec.config.ttl_s
-    return ttl_s is not None and now >= gen.last_used + ttl_s
+def _ttl_ends(model: Model) -> float | None:
+    """When the last of its versions will have idled too long; None: one of them may idle for ever."""
+    ends = [g.last_used + ttl for g in model if (ttl := g.spec.config.ttl_s) is not None]
+    return max(ends) if len(ends) == len(model) else None
+
+
+def _bytes(model: Model) -> int:
+    return sum(g.reserved for g in model)

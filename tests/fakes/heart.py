@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from repository.config import ModelConfig
-from repository.errors import ModelNotFoundError
+from repository.errors import LoadFailedError, ModelNotFoundError
 from repository.hosts.base import Host
 from repository.life import Means
 from repository.lifecycle.generation import Generation, Trigger
@@ -117,11 +117,13 @@ def reconciler(
     *,
     everything: bool = False,
     lives: dict[str, Any] | None = None,
+    devices: Iterable[str] = ("cpu",),
     **rest: Any,
 ) -> Reconciler:
+    """Each device has `capacity` bytes."""
     return Reconciler(
         means(make_host, **(lives or {})),
-        {"cpu": MemoryLedger("cpu", capacity)},
+        {device: MemoryLedger(device, capacity) for device in devices},
         Wishes(everything=everything),
         **rest,
     )
@@ -137,6 +139,8 @@ async def load(models: Reconciler, name: str, *, force: bool = False) -> Generat
     if models.known(name) is None:
         raise ModelNotFoundError(name)
     gens = models.want(name, force=force, trigger=Trigger.API)
+    if not gens:
+        raise LoadFailedError(f"'{name}' has no version that could be loaded")
     await settled(gens)
     return gens[-1]
 

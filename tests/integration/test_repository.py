@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from repository.errors import (
+    DrainingError,
     IncompleteFilesError,
     InvalidNameError,
     InvalidTensorError,
@@ -282,3 +283,27 @@ async def test_four_loads_and_an_unload_at_once_all_end(root):
         )
         assert not isinstance(results[-1], BaseException)
         assert word(models) == "loaded"
+
+
+async def test_a_broken_version_is_told_and_does_not_keep_the_whole_ones_from_serving(root):
+    whole = drop(root, version=1).read_bytes()
+    drop(root, version=2, value=2.0)
+    (root / "m" / "1" / "model.onnx").write_bytes(whole[: len(whole) // 2])
+    (root / "m" / "config.yaml").write_text("version_policy: all\n")
+    async with serving(root, mode="explicit") as models:
+        with pytest.raises(IncompleteFilesError, match=r"m/1/model\.onnx"):
+            await models.load("m")
+        assert await ask(models) == 2.0 and word(models) == "loaded"
+        drop(root, version=1, value=1.0)
+        assert (await models.load("m")).versions == (2, 1)
+
+
+async def test_a_load_that_the_end_overtakes_is_told_so_and_starts_nothing(root):
+    async with serving(root, mode="explicit", settle_s=0.5) as models:
+        drop(root)
+        load = asyncio.create_task(models.load("m"))
+        await asyncio.sleep(0)
+        models.drain()
+        with pytest.raises(DrainingError):
+            await load
+        assert models.status("m").generations == ()

@@ -141,3 +141,41 @@ def test_nothing_is_promised_twice_and_nobody_busy_or_pinned_leaves(queue, here,
         assert free + sum(g.reserved for g in leaving) >= room_for.spec.bytes_needed
     refused = [d.gen for d in found.todo if isinstance(d, Refuse)]
     assert len({id(g) for g in admitted + refused}) == len(admitted) + len(refused)
+
+
+def test_nobody_leaves_for_one_that_could_not_load_yet():
+    busy = brought(newborn(spec("x", n_bytes=10)), State.LOADING)
+    gens = [busy, resident("y", 80, 2)]
+    assert decided([asked("a", 60)], gens, slots=1)[0] == []
+    assert decided([asked("a", 60)], gens, slots=2)[0] == [("Evict", "y")]
+
+
+def test_a_version_that_is_on_its_way_out_makes_room_for_its_successor():
+    old = resident("a", 60)
+    new = newborn(spec("a", 2, n_bytes=60), 2, trigger=Trigger.RESTART)
+    ledger = MemoryLedger("cpu", 100)
+    ledger.take(60)
+    rest = {"load_slots": 4, "room_wait_s": 10, "now": 0.0}
+    (stays,) = decide([new], [old], {"cpu": ledger}, **rest).todo
+    assert isinstance(stays, Refuse)
+    (found,) = decide([new], [old], {"cpu": ledger}, outgoing=lambda g: g is old, **rest).todo
+    assert isinstance(found, Evict) and found.replaced
+
+
+def test_a_refusal_names_the_largest_and_counts_the_others():
+    gens = [resident(f"m{i}", 1 + i // 10, i) for i in range(40)]
+    error = decided([asked("a", 101)], gens)[1].todo[0].error
+    assert len(error.residents) == 40 and "m30:1#30 4B" in str(error)
+    assert "and 32 more" in str(error) and "m9:" not in str(error)
+
+
+def test_each_device_has_a_queue_of_its_own():
+    ledgers = {"cuda:0": MemoryLedger("cuda:0", 100), "cpu": MemoryLedger("cpu", 100)}
+    full = resident("x", 100)
+    full.device = "cuda:0"
+    ledgers["cuda:0"].take(100)
+    full.lease().begin()
+    first, second = asked("a", 50, 2), asked("b", 50, 3)
+    first.device = "cuda:0"
+    found = decide([first, second], [full], ledgers, load_slots=4, room_wait_s=10, now=0.0)
+    assert [(type(d).__name__, d.gen.spec.model) for d in found.todo] == [("Admit", "b")]

@@ -2,18 +2,46 @@
 
 import asyncio
 import random
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from repository.errors import ModelNotReadyError, RepositoryError
-from repository.lifecycle.states import TERMINAL, State
+from repository.folder.aliases import settle_aliases
+from repository.folder.settle import keeping
+from repository.lifecycle.states import TERMINAL, TRANSITIONS, State
+from repository.lifecycle.status import describe
+from repository.observer import Observer
+from repository.snapshot import Problem
 from tests.fakes.heart import folder, load, reconciler, spec, unload
 from tests.fakes.host import FakeHost
 
 pytestmark = pytest.mark.looptime
 
 CAPACITY = 100
+DEVICES = ("cuda:0", "cpu")
 PATIENCE_S = 3600.0  # nobody may wait longer than this, whatever happens
+
+
+class Counting(Observer):
+    """Counts each generation's births, steps and ends, as a metrics observer relies on them."""
+
+    def __init__(self):
+        self.born, self.ended, self.at = Counter(), Counter(), {}
+
+    def stepped(self, gen, before):
+        if gen.state is State.QUEUED:
+            self.born[gen.serial] += 1
+            assert gen.serial == max(self.born)
+        else:
+            assert self.at[gen.serial] is before
+            assert gen.state in TRANSITIONS[before].values()
+        self.at[gen.serial] = gen.state
+        self.ended[gen.serial] += gen.state in TERMINAL
+
+    def evicted(self, gen, reason):
+        assert not gen.leases and not gen.spec.config.pin and gen.state is State.READY
 
 
 class World:
@@ -21,7 +49,7 @@ class World:
 
     def __init__(self, seed):
         self.rng = random.Random(seed)
-        self.hosts = []
+        self.hosts, self.counts = [], Counting()
         self.folders = {n: self.content(n) for n in "abc"}
         self.models = reconciler(
             self.make_host,
@@ -29,6 +57,8 @@ class World:
             everything=self.rng.random() < 0.5,
             lives={"rehearse": self.rehearse, "unchanged": self.unchanged},
             load_slots=self.rng.choice([1, 2, 4]),
+            devices=DEVICES,
+            observer=self.counts,
         )
 
     def content(self, name):
@@ -39,12 +69,30 @@ class World:
             "priority": self.rng.randrange(3),
         }
         versions = self.rng.sample([1, 2, 3], self.rng.choice([1, 1, 2]))
-        return folder(
-            *[
-                spec(name, v, str(self.rng.random()), self.rng.randint(10, 60), **config)
-                for v in versions
-            ]
-        )
+        devices = self.rng.choice([DEVICES, ("cpu",), ("cuda:0",)])
+        specs = [
+            spec(name, v, str(self.rng.random()), self.rng.randint(10, 60), **config)
+            for v in versions
+        ]
+        aliases = self.rng.sample(["champion", "other"], self.rng.choice([0, 0, 1, 2]))
+        return folder(*[replace(s, devices=devices) for s in specs], aliases=tuple(aliases))
+
+    def broken(self, name):
+        """As the settler gives it: the problem is told, what served goes on serving."""
+        old = self.folders.get(name)
+        version = self.rng.choice([None, *(old.versions if old else ())])
+        problem = Problem(f"{name}/config.yaml:1", "config", "unknown key", version=version)
+        new = folder(name=name, problems=(problem,))
+        if old is None:
+            return new
+        if version is not None:
+            left = {v: s for v, s in old.specs.items() if v != version}
+            new = replace(new, specs=left, versions=old.versions)
+        return keeping(replace(new, fingerprint=str(self.rng.random())), old)
+
+    def look(self):
+        starting = self.rng.random() < 0.2
+        self.models.observe(settle_aliases(dict(self.folders)), starting=starting)
 
     def make_host(self, what):
         error = OSError("bad weights") if self.rng.random() < 0.2 else None
@@ -71,23 +119,26 @@ class World:
             self.check()
 
     async def one_thing(self, name):
-        match self.rng.randrange(8):
+        match self.rng.randrange(9):
             case 0 | 1:
                 await load(self.models, name, force=self.rng.random() < 0.3)
             case 2:
                 await unload(self.models, name)
             case 3:
                 self.folders[name] = self.content(name)
-                self.models.observe(dict(self.folders))
+                self.look()
             case 4:
                 self.folders.pop(name, None)
-                self.models.observe(dict(self.folders))
+                self.look()
             case 5:
+                self.folders[name] = self.broken(name)
+                self.look()
+            case 6:
                 alive = [h for h in self.hosts if h.calls[-1:] == ["load"] and not h.died.done()]
                 if alive:
                     self.rng.choice(alive).kill("killed by signal 9")
             case _:
-                gen = self.models.routes.find(name)
+                gen = self.models.routes.find(self.rng.choice([name, name, "champion", "other"]))
                 if gen is None:
                     raise ModelNotReadyError(name)
                 with gen.lease():
@@ -96,13 +147,31 @@ class World:
     def check(self):
         """True at every moment, not only at the end."""
         gens = [g for of in self.models.generations.values() for g in of]
-        held = self.models.ledgers["cpu"].held
-        assert 0 <= held <= CAPACITY
-        assert held == sum(g.reserved for g in gens)
+        for device, ledger in self.models.ledgers.items():
+            assert 0 <= ledger.held <= CAPACITY
+            assert ledger.held == sum(g.reserved for g in gens if g.device == device)
+        assert len(self.models._queue) == sum(g.state is State.QUEUED for g in gens)
+        assert {g.serial: g.state for g in gens}.items() <= self.counts.at.items()
+        for name in "abc":
+            self.check_status(name)
         serving = [g for g in gens if g.state is State.READY]
         for gen in serving:
             newest = self.models.routes.find(gen.spec.model, gen.spec.version)
             assert newest is not None and newest.serial >= gen.serial
+
+    def check_status(self, name):
+        """What is told agrees with what runs, and no list grows."""
+        gens, folder_ = self.models.generations.get(name, ()), self.models.folders.get(name)
+        wanted = self.models.wishes.wants(name)
+        status = describe(name, gens, folder_, wanted=wanted)
+        route = self.models.routes.find(name)
+        assert (status.state == "loaded") == (route is not None and route.spec.model == name)
+        assert status.serving_version == (route.spec.version if route is not None else None)
+        if status.state == "failed":
+            assert status.last_error is not None
+        if folder_ is None:
+            assert all(g.state not in TERMINAL for g in gens) and not status.last_error
+        assert len(gens) <= 3 * 10
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -110,9 +179,11 @@ async def test_chaos(seed):
     world = World(seed)
     models = world.models
     async with models.running():
-        models.observe(dict(world.folders))
+        world.look()
         await asyncio.gather(*[world.client(name) for name in "abcabc"])
-    assert models.ledgers["cpu"].free == CAPACITY
+    assert all(ledger.free == CAPACITY for ledger in models.ledgers.values())
     assert all(h.calls in (["stop"], ["load", "stop"]) for h in world.hosts)
     assert all(g.state in TERMINAL for of in models.generations.values() for g in of)
     assert not models._lives and not models._queue
+    assert set(world.counts.born.values()) == set(world.counts.ended.values()) == {1}
+    assert world.counts.born.keys() == world.counts.ended.keys()

@@ -178,3 +178,22 @@ async def test_a_lease_begins_only_in_ready():
     with pytest.raises(ModelNotReadyError, match="queued"):
         gen.lease().begin()
     assert gen.leases == 0 and gen.idle.is_set()
+
+
+async def test_a_host_that_dies_after_it_was_told_to_go_has_gone():
+    stage = Stage()
+    await asyncio.sleep(1)
+    stage.gen.retire("test")
+    stage.host.kill("exit code -9")
+    await stage.life
+    assert stage.gen.state is State.GONE and stage.gen.error is None
+
+
+async def test_a_file_system_that_hangs_when_it_is_asked_again_ends_the_load(looptime):
+    async def hang(what):
+        await asyncio.sleep(1e6)
+        return True
+
+    stage = Stage(unchanged=hang, load_timeout_s=60)
+    await stage.life
+    assert isinstance(stage.gen.error, LoadTimeoutError) and looptime == 60

@@ -6,8 +6,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from repository.errors import CheckFailedError, NoRoomError, WorkerDiedError
-from repository.lifecycle.plan import BACKOFF_S, STABLE_S, plan
+from repository.errors import CheckFailedError, FilesChangedError, NoRoomError, WorkerDiedError
+from repository.lifecycle.plan import (
+    BACKOFF_S,
+    LONGEST_ROW,
+    REST_S,
+    STABLE_S,
+    counting,
+    plan,
+)
 from repository.lifecycle.states import RISING, TERMINAL, Event, State
 from repository.lifecycle.wishes import Wanted
 from tests.fakes.heart import brought, newborn, spec
@@ -86,7 +93,7 @@ class Histories(RuleBasedStateMachine):
         self.act()
 
     @precondition(lambda self: any(g.state not in TERMINAL for g in self.gens))
-    @rule(data=st.data(), error=st.sampled_from([OSError, WorkerDiedError]))
+    @rule(data=st.data(), error=st.sampled_from([OSError, WorkerDiedError, FilesChangedError]))
     def something_happens(self, data, error):
         gen = data.draw(st.sampled_from([g for g in self.gens if g.state not in TERMINAL]))
         event = data.draw(st.sampled_from(MOVES[gen.state]))
@@ -194,3 +201,40 @@ def test_files_that_change_back_keep_the_generation_that_serves_them():
     rising = brought(newborn(spec(print_="f2"), 2), State.LOADING)
     found = plan(want(1, print_="f1"), [serving, rising], now=0)
     assert [r.serial for r in found.retire] == [2] and found.start == ()
+
+
+def test_a_load_under_which_the_files_changed_is_tried_again_after_a_rest_and_not_for_ever():
+    def changed(serial, at):
+        gen = brought(newborn(spec(), serial, clock=lambda: at), State.LOADING)
+        gen.fault(FilesChangedError("changed"))
+        gen.step(Event.STOPPED)
+        return gen
+
+    gens = [changed(1, 10.0)]
+    assert plan(want(1), gens, now=10).start == ()
+    assert plan(want(1), gens, now=10).again_at == 10 + REST_S
+    assert len(plan(want(1), gens, now=10 + REST_S).start) == 1
+    gens += [changed(2, 20.0), changed(3, 30.0)]
+    assert plan(want(1), gens, now=math.inf, crash_limit=3).start == ()
+
+
+def test_a_fault_that_was_forgiven_counts_for_nothing():
+    failed = brought(newborn(), State.FAILED, CheckFailedError("differs"))
+    assert plan(want(1), [failed], now=0).start == ()
+    failed.forgiven = True
+    assert len(plan(want(1), [failed], now=0).start) == 1
+
+
+def test_a_fault_while_draining_is_no_fault_of_the_next_try():
+    gen = brought(newborn(), State.DRAINING)
+    gen.fault(OSError("x"))
+    gen.step(Event.STOPPED)
+    assert gen.state is State.GONE and len(plan(want(1), [gen], now=0).start) == 1
+
+
+def test_only_the_faults_that_decide_are_counted():
+    gens = [crashed(n, at=float(n)) for n in range(1, 50)]
+    row = counting(gens, want(1)[1], crash_limit=3)
+    assert row == gens[-LONGEST_ROW:]
+    last = brought(newborn(serial=99), State.FAILED, CheckFailedError("differs"))
+    assert counting([*gens, last], want(1)[1], crash_limit=3) == [last]

@@ -46,7 +46,7 @@ def public(models, name):
 async def test_everything_in_the_repository_starts_when_everything_is_wanted():
     models = reconciler(Hosts(), everything=True)
     async with models.running():
-        models.observe(sized(a=10, b=10))
+        models.observe(sized(a=10, b=10), starting=True)
         await asyncio.sleep(5)
         assert states(models, "a") == states(models, "b") == ["ready"]
         assert models.generations["a"][0].trigger is Trigger.STARTUP
@@ -196,7 +196,9 @@ async def test_an_idle_model_leaves_for_one_that_was_asked_for():
 async def test_a_start_evicts_nobody_and_is_made_up_for_when_memory_comes_free():
     models = reconciler(Hosts(), everything=True)
     async with models.running():
-        models.observe(sized(a=60, b=60))
+        models.observe(sized(a=60), starting=True)
+        await asyncio.sleep(5)
+        models.observe(sized(a=60, b=60), starting=True)
         await asyncio.sleep(5)
         assert public(models, "a").state == "loaded"
         assert public(models, "b").last_error.code == "no_room"

@@ -3,8 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repository.lifecycle.residency import expired, victims
-from tests.fakes.heart import resident
+from repository.lifecycle.generation import Trigger
+from repository.lifecycle.residency import expired, in_use, victims
+from tests.fakes.heart import newborn, resident, spec
 
 
 def names(gens):
@@ -74,3 +75,26 @@ def test_expiry_is_named_with_the_next_one_to_come():
     ]
     over, next_at = expired(gens, now=6)
     assert names(over) == ["a"] and next_at == 50.0
+
+
+def test_a_model_leaves_with_all_its_versions_or_not_at_all():
+    busy = resident("a", 10, 2)
+    gens = [resident("a", 30, 1), busy, resident("b", 30, 3, last_used=5)]
+    with busy.lease():
+        assert names(victims(30, 0, gens, now=9)) == ["b"]
+    busy.last_used = 1
+    assert names(victims(30, 0, gens, now=9)) == ["a", "a"]
+
+
+def test_a_model_with_a_load_on_its_way_that_somebody_waits_for_stays():
+    idle, rising = resident("a", 10, 1), newborn(spec("a"), 2, trigger=Trigger.API)
+    assert victims(10, 0, [idle, rising], now=9) is None
+    assert in_use([idle, rising]) == {"a"}
+    rising.trigger = Trigger.WATCH
+    assert names(victims(10, 0, [idle, rising], now=9)) == ["a"]
+
+
+def test_a_model_expires_when_the_last_of_its_versions_does():
+    gens = [resident("a", 1, 1, ttl_s=5.0), resident("a", 1, 2, last_used=4, ttl_s=5.0)]
+    assert expired(gens, now=6) == ([], 9.0)
+    assert names(expired(gens, now=9)[0]) == ["a", "a"]

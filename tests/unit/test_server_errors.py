@@ -107,6 +107,18 @@ def test_a_refused_field_is_named():
     assert errors.text_of(error) == "limit: Expected `int`, got `str`"
 
 
+def test_a_long_text_is_told_in_parts():
+    told = errors.text_of(inside.InvalidRequestError("begin " + "x" * 10**6 + " end"))
+    assert len(told) < errors.LONGEST_TEXT and told.startswith("begin ") and told.endswith(" end")
+
+
+def test_what_the_framework_says_in_two_words_is_told_with_a_way_out():
+    missing = errors.body_native(NotFoundException())
+    assert missing["detail"].startswith("Not Found; ") and "/v1/models" in missing["detail"]
+    wrong = MethodNotAllowedException(headers={"allow": "POST, OPTIONS"})
+    assert errors.body_native(wrong)["detail"] == "Method Not Allowed; use POST, OPTIONS"
+
+
 def test_the_v2_body_is_compact():
     assert errors.body_v2('no "x"') == b'{"error":"no \\"x\\""}'
 

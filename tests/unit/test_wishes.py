@@ -5,7 +5,7 @@ import pytest
 from repository.lifecycle.ledger import MemoryLedger
 from repository.lifecycle.routes import Routes
 from repository.lifecycle.states import Event, State
-from repository.lifecycle.wishes import Wishes
+from repository.lifecycle.wishes import Wishes, Word
 from tests.fakes.heart import brought, folder, newborn, spec
 
 
@@ -86,3 +86,33 @@ def test_the_ledger_never_hands_out_more_than_it_has_nor_takes_back_more_than_it
     with pytest.raises(AssertionError, match="give 8 of 7"):
         ledger.give(8)
     assert (ledger.held, ledger.free) == (7, 3)
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_a_load_that_is_withdrawn_leaves_what_was_said_before(everything):
+    wishes = Wishes(everything=everything)
+    wishes.load("a")
+    wishes.load("a", force=True)
+    wishes.withdraw("a")
+    assert wishes.word("a") is None
+    wishes.unload("a")
+    wishes.load("a")
+    wishes.withdraw("a")
+    assert wishes.word("a") is Word.UNLOAD
+
+
+def test_a_load_that_was_granted_cannot_be_withdrawn():
+    wishes = Wishes(everything=False)
+    here = folder(spec("a"))
+    wishes.load("a")
+    wishes.granted("a")
+    wishes.load("a", force=True)
+    wishes.withdraw("a")
+    assert wishes.wants("a") and wishes.wanted(here)[1].epoch == 0
+
+
+def test_what_is_named_at_the_start_is_wanted_until_somebody_says_otherwise():
+    wishes = Wishes(everything=False, named=["a"])
+    assert wishes.wants("a") and not wishes.wants("b")
+    wishes.unload("a")
+    assert not wishes.wants("a")

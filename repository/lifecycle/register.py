@@ -1,0 +1,98 @@
+"""Which generations are remembered: those that a plan looks at, and a few that only people do.
+
+Rule: what has ended stays only as long as it says something about what is wanted now; else a model
+that fails now and then would grow a list for ever, and an old fault would be told as a new one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+from repository.lifecycle.generation import Generation
+from repository.lifecycle.plan import counting
+from repository.lifecycle.states import State
+from repository.lifecycle.wishes import Wanted
+from repository.snapshot import ModelFolder
+
+HISTORY = 8  # ended generations of one model kept for people to read
+CAUSES = 4  # errors behind an error that are looked at
+
+
+class Register:
+    """`living` has lists that are never empty, oldest first. It does not end anything."""
+
+    def __init__(self, *, crash_limit: int) -> None:
+        self.living: dict[str, list[Generation]] = {}
+        self.history: dict[str, deque[Generation]] = {}
+        self._crash_limit = crash_limit
+
+    def add(self, gen: Generation) -> None:
+        self.living.setdefault(gen.spec.model, []).append(gen)
+
+    def of(self, model: str) -> list[Generation]:
+        return self.living.get(model, [])
+
+    def forgive(self, model: str) -> None:
+        """Somebody has asked: faults until now count for nothing, also of what is still stopping."""
+        for gen in self.of(model):
+            gen.forgiven = gen.forgiven or gen.state in (State.FAILING, State.FAILED)
+        self._drop(model, [g for g in self.of(model) if g.state is State.FAILED])
+
+    def bury(self, model: str, folder: ModelFolder | None, wanted: Mapping[int, Wanted]) -> None:
+        """Lets go of what no plan and no status looks at any more."""
+        gens = self.of(model)
+        kept = self._telling(gens, folder, wanted)
+        self._drop(
+            model,
+            [
+                g
+                for g in gens
+                if g.state is State.GONE or (g.state is State.FAILED and g not in kept)
+            ],
+        )
+
+    def forget(self, model: str) -> None:
+        """Its folder is gone, and nothing of it is left."""
+        self.history.pop(model, None)
+
+    def _telling(
+        self,
+        gens: Iterable[Generation],
+        folder: ModelFolder | None,
+        wanted: Mapping[int, Wanted],
+    ) -> list[Generation]:
+        """Of each version that exists, and is wanted if any is: its last outcome, and the faults that
+        count towards the next try."""
+        versions = set(folder.versions) if folder is not None else set()
+        versions &= wanted.keys() or versions
+        kept: list[Generation] = []
+        for version in versions:
+            of_version = [g for g in gens if g.spec.version == version and not g.forgiven]
+            kept += [g for g in of_version if g.settled.is_set()][-1:]
+            if version in wanted:
+                kept += counting(of_version, wanted[version], crash_limit=self._crash_limit)
+        return kept
+
+    def _drop(self, model: str, gone: list[Generation]) -> None:
+        if not gone:
+            return
+        kept = [g for g in self.living[model] if g not in gone]
+        self.history.setdefault(model, deque(maxlen=HISTORY)).extend(gone)
+        for gen in gone:
+            _let_go(gen)
+        if kept:
+            self.living[model] = kept
+        else:
+            del self.living[model]
+
+
+def _let_go(gen: Generation) -> None:
+    """What a past generation is shown with is small; its host and the frames of its error are not."""
+    if not gen.leases:
+        gen.batcher = gen.signature = None
+    error = gen.error
+    for _ in range(CAUSES):
+        if error is not None:
+            error.__traceback__ = None
+            error = error.__cause__ or error.__context__
