@@ -24,7 +24,7 @@ class Options:
     load: tuple[str, ...] = ()
     watch: Literal["notify", "poll", "off"] = "notify"
     settle_s: float = 1.0
-    poll_s: float = 2.0
+    poll_s: float = 1.5
     trust_code: bool = False
     default_host: Literal["process", "inline"] = "process"
     memory_budget: Mapping[str, int] = field(default_factory=dict)

@@ -152,7 +152,7 @@ class Settings:
     settle: Annotated[float, Setting("seconds without a change before files count", _seconds)] = 1.0
     poll_secs: Annotated[
         float, Setting("seconds between two looks with --watch poll", _number(float, 0.05, _MANY))
-    ] = 2.0
+    ] = 1.5
     api_keys: Annotated[Path | None, Setting("file of API keys", _path)] = None
     insecure: Annotated[bool, Setting("allow a public address without API keys", _flag)] = False
     trust_code: Annotated[bool, Setting("allow models that bring their own code", _flag)] = False

@@ -62,7 +62,7 @@ def external_onnx(path: Path, value: float = 1.0, location: str = "weights.bin")
     weights = numpy_helper.from_array(np.full(4096, value, np.float32), "w")
     node = helper.make_node("Add", ["x", "w"], ["y"])
     shape = (-1, 4096)
-    model = _model([node], [("x", "FP32", shape)], [("y", "FP32", shape)], [weights])
+    model = onnx_model([node], [("x", "FP32", shape)], [("y", "FP32", shape)], [weights])
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path, save_as_external_data=True, location=location, size_threshold=0)
     return path
@@ -103,11 +103,11 @@ def spec_of(path: Path, backend: str = "onnx", name: str = "m", **config: Any) -
 
 def _write(path: Path, *parts: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(_model(*parts), path)
+    onnx.save(onnx_model(*parts), path)
     return path
 
 
-def _model(
+def onnx_model(
     nodes: list[onnx.NodeProto],
     inputs: list[tuple[str, str, Dims]],
     outputs: list[tuple[str, str, Dims]],
