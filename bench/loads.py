@@ -51,7 +51,7 @@ def add_large(path: Path, megabytes: int) -> None:
     """y = x + w, with w in the file itself."""
     weights = np.random.default_rng(0).standard_normal(megabytes * 250_000, np.float32)
     part = numpy_helper.from_array(weights, "w")
-    shape = ["b", int(weights.size)]
+    shape: list[str | int | None] = ["b", int(weights.size)]
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy")
     graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [part])
     opset = [helper.make_opsetid("", models.OPSET)]

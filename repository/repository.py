@@ -34,7 +34,7 @@ from repository.life import Means
 from repository.lifecycle.generation import Generation, Lease, Trigger
 from repository.lifecycle.ledger import MemoryLedger
 from repository.lifecycle.refusals import not_serving, of_folder, of_generation
-from repository.lifecycle.status import ModelStatus, describe, text_of
+from repository.lifecycle.status import ModelStatus, describe, has_failed, text_of
 from repository.lifecycle.wishes import Wishes
 from repository.lookout import Lookout
 from repository.messages import InferRequest, InferResponse
@@ -307,10 +307,13 @@ class Repository:
     def status(self, model: str) -> ModelStatus:
         """Raises ModelNotFoundError, InvalidNameError."""
         name = self._models.routes.model(model)
-        folder = self._known(name)
-        wanted = self._models.wishes.wants(name)
-        past = self._models.history.get(name, ())
-        return describe(name, self._of(name), folder, wanted=wanted, past=past)
+        self._known(name)
+        return self._describe(name)
+
+    def _describe(self, name: str) -> ModelStatus:
+        models = self._models
+        wanted, past = models.wishes.wants(name), models.history.get(name, ())
+        return describe(name, self._of(name), models.folders.get(name), wanted=wanted, past=past)
 
     def _known(self, name: str) -> ModelFolder | None:
         """Its folder; None if that is gone and something of it still runs."""
@@ -322,12 +325,19 @@ class Repository:
             raise ModelNotFoundError(f"no model '{name}' in the repository: {why}") from None
 
     def _why_no_model(self, name: str) -> str:
-        """What is wrong with its folder, or with one above it."""
-        found = (p for p in self._strays if f"{name}/".startswith(f"{p.where}/"))
-        return next(map(str, found), "")
+        """What is wrong with its folder, with one above it, or with what lies in it."""
+        near = (p for p in self._strays if _lies_in(name, p.where) or _lies_in(p.where, name))
+        return next(map(str, near), "")
 
     def statuses(self) -> list[ModelStatus]:
-        return [self.status(name) for name in self.names()]
+        return [self._describe(name) for name in self.names()]
+
+    @property
+    def unwell(self) -> bool:
+        """Something that is wanted has failed."""
+        models, wants = self._models, self._models.wishes.wants
+        names = models.folders.keys() | models.generations.keys()
+        return any(wants(n) and has_failed(self._of(n), models.folders.get(n)) for n in names)
 
     def devices(self) -> list[DeviceReport]:
         """Budget and reservations beside what each device says of itself."""
@@ -378,6 +388,10 @@ def _wishes(options: Options) -> Wishes:
         everything=options.mode != "explicit" or "*" in options.load,
         named=[check_name(name) for name in options.load if name != "*"],
     )
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder}/")
 
 
 async def _unchanged(spec: ModelSpec) -> bool:

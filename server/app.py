@@ -31,7 +31,7 @@ from server.faces.v2_infer import infer
 from server.limits import ASKED, MANAGEMENT_BODY, StrictRequest
 from server.metrics import http as metrics_face
 from server.metrics.http import Metrics
-from server.settings import Settings
+from server.settings import Settings, is_loopback
 
 audit = logging.getLogger("modeldepot.audit")
 
@@ -55,7 +55,8 @@ def build_app(models: Repository, settings: Settings, metrics: Metrics | None = 
     """`metrics`: whose observer `models` was born with. Raises ConfigError for the key file."""
     counts = metrics or Metrics()
     counts.attach(models)
-    gate = Gate(settings.api_keys, refused=counts.auth_failed)
+    local = is_loopback(settings.host) and not settings.insecure
+    gate = Gate(settings.api_keys, refused=counts.auth_failed, local=local)
 
     def authorize(scope: Any) -> None:
         gate.check(scope["headers"], Right.INFERENCE)
@@ -126,7 +127,8 @@ class ModelDepot(Litestar):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         kind = scope["type"]
         if kind == "http":
-            if scope["method"] == "POST" and is_infer(scope["path"]):
+            path = scope["path"]
+            if scope["method"] == "POST" and is_infer(path) and "//" not in path:
                 await self._infer(scope, receive, send)
             else:
                 await self._manage(scope, receive, send)
@@ -148,6 +150,8 @@ class ModelDepot(Litestar):
         began, who = time.perf_counter(), None
         try:
             who = self.gate.check(scope["headers"], scope_of(method, path))
+            if is_infer(path):
+                raise errors.WrongVerbError("POST")
         except errors.ServerError as error:
             await _refuse(answer, path, error)
         else:
@@ -194,7 +198,7 @@ def _note(scope: Scope, who: Key | None, answer: _Answer, took_s: float) -> None
         repr(who.name) if who else "-",
         (scope.get("client") or ("-",))[0],
         scope["method"],  # type: ignore[typeddict-item]
-        scope["path"],
+        scope["path"][:ASKED_LONGEST],
         asked,
         answer.status,
         took_s,

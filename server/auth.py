@@ -3,8 +3,8 @@
 Rules: the check runs in the outermost layer, on the very path that the router then matches
 (`server.app` normalises it once, before both). Keys are compared in constant time against all of
 them, whatever was found already. No key file: everything is open, which `settings.check_bind`
-allows on loopback only. A key file that cannot be read any more keeps the keys that were; one that
-cannot be read at the start is an error.
+allows on loopback only, and there to programs, not to web pages (`server.origin`). A key file that
+cannot be read any more keeps the keys that were; one that cannot be read at the start is an error.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from typing import NamedTuple
 import msgspec
 
 from repository.errors import ConfigError
-from repository.folder.read_yaml import read_mapping
+from repository.folder.read_yaml import MAX_SIZE, read_mapping
 from server.errors import ForbiddenError, UnauthorizedError
+from server.origin import check_origin
 
 log = logging.getLogger("modeldepot.auth")
 
@@ -116,9 +117,13 @@ class Gate:
         path: Path | None,
         refused: Callable[[Scope], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        local: bool = False,
     ) -> None:
-        """Raises ConfigError for a key file that cannot be used."""
+        """`local`: without keys, only this machine may ask. Raises ConfigError for a key file that
+        cannot be used."""
         self._path = path
+        self._local = local and path is None
         self._refused = refused
         self._clock = clock
         self._keys: tuple[_Held, ...] = ()
@@ -139,6 +144,8 @@ class Gate:
         Raises UnauthorizedError (who are you?), ForbiddenError (you may not).
         """
         if self._path is None or need is None:
+            if self._local and need is not None:
+                check_origin(headers)
             return None
         found = self._who(headers)
         if not isinstance(found, str):
@@ -198,7 +205,9 @@ def sent_key(headers: Headers) -> bytes | None:
 def read_keys(path: Path) -> tuple[Key, ...]:
     """Raises ConfigError, naming the file and what is wrong, never a hash."""
     try:
-        raw = path.read_bytes()
+        # Neither a pipe in its place nor an endless file may hold up the server that looks again.
+        with open(path, "rb", opener=_unhurried) as file:
+            raw = file.read(MAX_SIZE + 1)
     except OSError as error:
         raise ConfigError(f"cannot read it: {error.strerror}", where=path.name) from error
     found = read_mapping(raw, path.name).values
@@ -221,6 +230,10 @@ def read_keys(path: Path) -> tuple[Key, ...]:
             raise ConfigError(f"key '{key.name}' has no scopes", where=path.name)
         names.add(key.name)
     return tuple(msgspec.structs.replace(key, sha256=key.sha256.lower()) for key in keys)
+
+
+def _unhurried(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _stamp_of(path: Path) -> tuple[int, ...] | None:

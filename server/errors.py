@@ -1,13 +1,16 @@
 """The one map: what went wrong → a number, a text and headers at the door.
 
 ServerError                     raised by the door itself
+├── MalformedHttpError    400   bytes that are no request
 ├── UnauthorizedError     401   no key, or one that we do not know
 ├── ForbiddenError        403   a good key without the scope
 ├── NoSuchPathError       404
 ├── WrongVerbError        405
+├── TooSlowError          408   a client that stopped half-way
 ├── PayloadTooLargeError  413   (V2: 400, as Triton's clients expect)
 ├── UnsupportedMediaError 415
 ├── TooManyRequestsError  429
+├── HeadTooLargeError     431
 ├── UnsupportedError      501   a part of a protocol that this server does not speak
 └── DeadlineError         503   the client's own time limit passed
 
@@ -39,6 +42,7 @@ from repository.errors import (
 
 log = logging.getLogger(__name__)
 
+LONGEST_TEXT = 2000  # characters
 INTERNAL_TEXT = "internal server error; its log says more"
 
 
@@ -58,6 +62,14 @@ class ServerError(Exception):
         super().__init__(message)
         self.headers = dict(headers or {})
         self.retry_after_s = retry_after_s
+
+
+class MalformedHttpError(ServerError):
+    status = 400
+    code = "malformed_http"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or "this is not HTTP/1.1, or it is damaged: send a whole request")
 
 
 class UnauthorizedError(ServerError):
@@ -88,6 +100,11 @@ class WrongVerbError(ServerError):
         super().__init__("Method Not Allowed", headers={"Allow": allow})
 
 
+class TooSlowError(ServerError):
+    status = 408
+    code = "too_slow"
+
+
 class PayloadTooLargeError(ServerError):
     status = 413
     code = "payload_too_large"
@@ -101,6 +118,11 @@ class UnsupportedMediaError(ServerError):
 class TooManyRequestsError(ServerError):
     status = 429
     code = "too_many_requests"
+
+
+class HeadTooLargeError(ServerError):
+    status = 431
+    code = "head_too_large"
 
 
 class UnsupportedError(ServerError):
@@ -131,10 +153,12 @@ TYPES: dict[int, str] = {
     403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "invalid_request_error",
     409: "conflict_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
     429: "rate_limit_error",
+    431: "invalid_request_error",
     501: "unsupported_error",
     503: "unavailable_error",
     507: "capacity_error",
@@ -163,9 +187,10 @@ def code_of(error: BaseException) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """What a client may read."""
+    """What a client may read. What it sent comes back to it in parts only."""
     if isinstance(error, (RepositoryError, ServerError)):
-        return str(error) or code_of(error)
+        text = str(error) or code_of(error)
+        return text if len(text) <= LONGEST_TEXT else f"{text[:1500]} ... {text[-400:]}"
     if isinstance(error, HTTPException) and error.status_code < 500:
         return _litestar_text(error)
     return INTERNAL_TEXT
@@ -214,7 +239,7 @@ def body_v2(text: str) -> bytes:
 
 def body_native(error: BaseException) -> dict[str, Any]:
     """Both spellings that PolarGrid documents. A refusal for want of room brings its numbers."""
-    text = text_of(error)
+    text = text_of(error) + _way_out(error)
     inner: dict[str, Any] = {
         "message": text,
         "type": TYPES.get(status_of(error), "server_error"),
@@ -229,6 +254,16 @@ def body_native(error: BaseException) -> dict[str, Any]:
             "pinned": error.pinned,
         }
     return {"error": inner, "detail": text}
+
+
+def _way_out(error: BaseException) -> str:
+    """What to do about the framework's own short words."""
+    if not isinstance(error, HTTPException):
+        return ""
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow")
+        return f"; use {allow}" if allow else ""
+    return "; GET /v1/models lists the models" if error.status_code == 404 else ""
 
 
 def encode(body: Any) -> bytes:

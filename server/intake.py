@@ -16,6 +16,7 @@ from server.errors import PayloadTooLargeError, UnsupportedMediaError
 
 MAX_BODY = 64 * 1024**2  # bytes
 MAX_CHUNKS = 65_536  # non-empty pieces that a body may arrive in
+LEAST_PIECE = 256  # bytes, on average, of a body in more pieces: below a network's packets
 LONGEST_NUMBER = 18  # digits
 
 
@@ -40,6 +41,8 @@ def read_headers(headers: Iterable[tuple[bytes, bytes]], max_body: int = MAX_BOD
                 raise InvalidRequestError("Content-Length is not a number of bytes")
             length = int(value)
         elif name == b"inference-header-content-length":
+            if json_length not in (None, value):
+                raise InvalidRequestError("Inference-Header-Content-Length is there twice")
             json_length = value
         elif name == b"content-encoding" and value.lower() not in (b"", b"identity"):
             raise UnsupportedMediaError(
@@ -68,15 +71,26 @@ async def read_body(
             size += len(chunk)
             if size > max_body:
                 raise _too_large(size, max_body)
-            if len(chunks) > max_chunks:
-                raise PayloadTooLargeError(
-                    f"the request's body comes in more than {max_chunks} pieces; send larger ones"
-                )
+            refusal = too_many_pieces(len(chunks), size, max_chunks)
+            if refusal is not None:
+                raise refusal
         if not message.get("more_body", False):
             break
     if size < length:
         raise ClientGoneError
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def too_many_pieces(
+    pieces: int, size: int, max_chunks: int = MAX_CHUNKS
+) -> PayloadTooLargeError | None:
+    """What to refuse a body with that costs more for its pieces than for its bytes. A large one may
+    well come in many: the network cuts it."""
+    if pieces <= max_chunks or size >= pieces * LEAST_PIECE:
+        return None
+    return PayloadTooLargeError(
+        f"the request's body comes in more than {max_chunks} tiny pieces; send larger ones"
+    )
 
 
 def _too_large(size: int, limit: int) -> PayloadTooLargeError:

@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 from litestar import Request
 from litestar.exceptions import InternalServerException
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
 from repository.errors import InvalidRequestError
-from server.errors import UnsupportedMediaError
+from server.errors import PayloadTooLargeError, UnsupportedMediaError
 
 MANAGEMENT_BODY = 1024**2  # bytes; no management call needs more
 ASKED = "asked"  # where in the scope's state the audit log finds what was asked for
@@ -29,6 +30,10 @@ class StrictRequest(Request[Any, Any, Any]):
     async def body(self) -> bytes:
         try:
             raw = await super().body()
+        except RequestEntityTooLarge as error:
+            raise PayloadTooLargeError(
+                f"the body has more than {MANAGEMENT_BODY} bytes; no management call needs as many"
+            ) from error
         except InternalServerException as error:
             # Litestar's word for a client that left before its body ended: no fault of ours.
             raise InvalidRequestError("the body ended too early") from error

@@ -12,6 +12,7 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -29,6 +30,7 @@ from repository.repository import Repository
 from server import logs
 from server.app import ModelDepot, build_app
 from server.metrics.http import Metrics
+from server.protocol import Protocol, watch_over
 from server.settings import Settings, check_bind, options_of
 
 log = logging.getLogger("modeldepot.server")
@@ -37,6 +39,7 @@ LINGER_S = 0.5  # between "not ready" and the end of accepting, for whoever rout
 UNLOAD_S = 5.0  # of the grace, kept for unloading once everything is answered
 KILL_S = 3.0  # after everything was killed, until the process ends itself
 BACKLOG = 2048
+MANY_FILES = 65_536
 _MALLOPT = {-3: 32 << 20, -1: 512 << 20, -2: 16 << 20}  # mmap threshold, trim threshold, top pad
 
 
@@ -44,7 +47,7 @@ def _config(app: ModelDepot, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         ws="none",
         interface="asgi3",
         lifespan="on",
@@ -77,7 +80,7 @@ class Server(uvicorn.Server):
         self._alone = alone
         self._signals = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._beside: list[asyncio.Task[None]] = []
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -97,12 +100,15 @@ class Server(uvicorn.Server):
                 self._settings.repo,
             )
 
-        self._watching = asyncio.create_task(self._report_start())
+        self._beside = [
+            asyncio.create_task(self._report_start()),
+            asyncio.create_task(watch_over(self.server_state.connections)),
+        ]
         self.up.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._beside:
+            task.cancel()
         await super().shutdown(sockets)
 
     async def _report_start(self) -> None:
@@ -182,6 +188,7 @@ def serve(settings: Settings) -> int:
         log.error("%s", error)
         return 1
     _keep_freed_memory()
+    _allow_many_files()
     _name_process()
     server = Server(app, settings, alone=True)
     try:
@@ -240,6 +247,16 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         for what, value in _MALLOPT.items():
             mallopt(what, value)
+
+
+def _allow_many_files() -> None:
+    """Every client is one, and a worker needs a few: the usual 1024 would let idle clients keep
+    models from coming back."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < MANY_FILES:
+        allowed = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _name_process() -> None:

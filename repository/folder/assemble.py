@@ -20,6 +20,7 @@ from repository.folder.estimate import bytes_needed, devices_for, weights_of
 from repository.folder.guess import guess, model_file
 from repository.folder.layering import merge
 from repository.folder.layout import CONFIGS, Found
+from repository.folder.opening import open_inside
 from repository.folder.read_pbtxt import read_pbtxt
 from repository.folder.read_yaml import MAX_SIZE, read_yaml
 from repository.folder.schema import Layer
@@ -32,6 +33,7 @@ from repository.spec import FileStamp, ModelSpec
 
 log = logging.getLogger("modeldepot.folder")
 
+MOST_TOLD = 5  # of things of one kind that are missing
 CODE = frozenset({"python"})  # backends that run what lies in the folder
 
 Inspect = Callable[[str, str, int], Verdict]  # (real path, where, version)
@@ -98,7 +100,7 @@ class _Assembly:
         name = there[0]
         try:
             path = contain(self._root, Path(self._found.folder, name))
-            with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            with open(open_inside(os.path.realpath(self._root), str(path)), "rb") as file:
                 text = file.read(MAX_SIZE + 1)
             yaml = name == "config.yaml"
             layer = read_yaml(text) if yaml else read_pbtxt(text, self._found.name)
@@ -126,7 +128,7 @@ class _Assembly:
         self._problems = [
             replace(p, warning=True) if p.version not in (None, *due) else p for p in self._problems
         ]
-        for version in missing(policy, self._found.versions):
+        for version in missing(policy, self._found.versions)[:MOST_TOLD]:
             message = f"'version_policy' names version {version}, which is not there"
             where = layer.place("version_policy.specific")
             self._tell(where, "version", message, f"add the folder {version}/", warning=True)

@@ -49,7 +49,9 @@ def model_file(config: ModelConfig, files: Collection[str]) -> str:
             f"several .onnx files and none is {usual}: {_listed(choice)}",
             hint="say which one with 'options.model_file'",
         )
-    raise ConfigError(f"'{wish or usual}' is not there", hint="copy it, or wait until it is copied")
+    raise ConfigError(
+        f"'{shown(str(wish or usual))}' is not there", hint="copy it, or wait until it is copied"
+    )
 
 
 def _onnx_files(files: Collection[str]) -> list[str]:

@@ -57,9 +57,14 @@ def external_files(path: Path | str, limit: int | None = None) -> list[External]
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        return _Walk(fd, limit).externals()
+        return externals_of(fd, limit)
     finally:
         os.close(fd)
+
+
+def externals_of(fd: int, limit: int | None = None) -> list[External]:
+    """The same for a file that is open."""
+    return _Walk(fd, limit).externals()
 
 
 class _Walk:

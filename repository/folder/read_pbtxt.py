@@ -15,6 +15,7 @@ from repository.errors import ConfigError
 from repository.folder.pbtxt_lines import line_map
 from repository.folder.read_yaml import MAX_SIZE
 from repository.folder.schema import Layer, check_layer, nearest
+from repository.names import shown
 from repository.snapshot import Problem
 
 SOURCE = "config.pbtxt"
@@ -115,7 +116,7 @@ class _Reader:
         if name and name not in (self._model, self._model.rpartition("/")[2]):
             self._fail(
                 "name",
-                f"unexpected directory name '{self._model}' for model '{name}', directory name "
+                f"unexpected directory name '{self._model}' for model '{shown(name)}', directory name "
                 "must equal model name",
                 "change 'name' or leave it out",
             )
@@ -127,7 +128,7 @@ class _Reader:
             if wish and wish not in known:
                 near = nearest(wish, known)
                 hint = "supported: " + ", ".join([*PLATFORMS, *BACKENDS])
-                self._fail(key, f"the {key} '{wish}' is not supported{near}", hint)
+                self._fail(key, f"the {key} '{shown(wish)}' is not supported{near}", hint)
             if wish:
                 said[key] = known[wish]
         if len(set(said.values())) > 1:

@@ -27,6 +27,7 @@ from repository.tensors import DATATYPES, datatype_of
 
 BACKENDS = ("onnx", "python")  # every name that `backend:` may have
 MODEL: Any = msgspec.inspect.type_info(ModelConfig)
+MOST_ITEMS = 1000  # of any list: tensors, aliases, versions, warm-up requests
 NONE = msgspec.inspect.NoneType
 _NUMPY_NAME = re.compile(r"[a-z]{1,10}[0-9]{0,3}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
@@ -129,6 +130,8 @@ class _Checker:
         elif shape == "VarTupleType":
             if not isinstance(value, list | tuple):
                 self._misfit(value, "a list", key)
+            if len(value) > MOST_ITEMS:
+                self.fail(key, f"'{key}' has {len(value)} items; at most {MOST_ITEMS} are allowed")
             for i, item in enumerate(value):
                 self.fit(item, kind.item_type, f"{key}.{i}")
         elif shape == "DictType":

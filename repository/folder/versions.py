@@ -6,6 +6,8 @@ from collections.abc import Collection
 
 from repository.config import VersionPolicy
 
+MOST_TOLD = 10
+
 
 def choose(policy: VersionPolicy, versions: Collection[int]) -> tuple[int, ...]:
     """Those of `versions` that should serve, newest first."""
@@ -24,5 +26,6 @@ def missing(policy: VersionPolicy, versions: Collection[int]) -> tuple[int, ...]
 
 def described(policy: VersionPolicy) -> str:
     if policy.specific is not None:
-        return f"specific: {list(policy.specific)}"
+        first = ", ".join(map(str, policy.specific[:MOST_TOLD]))
+        return f"specific: [{first}{', ...' if len(policy.specific) > MOST_TOLD else ''}]"
     return "all" if policy.all else f"latest: {policy.latest}"

@@ -1,6 +1,7 @@
 """Says when to look at the repository again. A poke carries hints, never the truth: scans decide.
 
-notify  inotify, by watchfiles; where the system refuses (limits), polling with a warning
+notify  inotify, by watchfiles; where the system refuses (limits), polling with a warning; where a
+        name is not UTF-8, which watchfiles cannot tell, polling until that is mended
 poll    every `poll_s`, for network file systems and bind mounts that tell nobody
 off     never
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import threading
 import time
@@ -20,12 +22,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-from watchfiles._rust_notify import RustNotify
+from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
 log = logging.getLogger("modeldepot.folder")
 
 DEBOUNCE_MS = 100  # events closer than this come as one poke
 STEP_MS = 50  # also how long a stop may go unnoticed
+AGAIN_S = 30.0  # after a watch that broke; meanwhile it is looked every `poll_s`
 TURN_S = 2.0  # how often the root's identity is compared; one stat
 
 
@@ -44,6 +47,7 @@ class Watcher:
         self._how = how
         self._poll_s = poll_s
         self._safety_s = safety_s
+        self._refused = False
         self.watching = asyncio.Event()  # changes from now on are seen
 
     async def pokes(self) -> AsyncGenerator[set[str]]:
@@ -51,16 +55,24 @@ class Watcher:
         if self._how == "off":
             self.watching.set()
             await asyncio.Event().wait()
-        if self._how == "notify":
+        while self._how == "notify" and not self._refused:
             async for changed in self._notified():
                 yield changed
+            if not self._refused:
+                async for changed in self._polled(AGAIN_S):
+                    yield changed
         self.watching.set()
-        while True:
+        async for changed in self._polled(math.inf):
+            yield changed
+
+    async def _polled(self, for_s: float) -> AsyncGenerator[set[str]]:
+        end = time.monotonic() + for_s
+        while time.monotonic() < end:
             await asyncio.sleep(self._poll_s)
             yield set()
 
     async def _notified(self) -> AsyncGenerator[set[str]]:
-        """Until the system refuses to watch."""
+        """Until the system refuses to watch, or the watch broke."""
         began = False
         while True:
             if not os.path.isdir(self._root):  # noqa: ASYNC240  (one stat, as in _identity)
@@ -72,18 +84,24 @@ class Watcher:
                     await watch.begin()
                 except FileNotFoundError:
                     continue  # gone between the two looks
-                except OSError as error:
-                    reason = error.strerror or error
+                except (OSError, WatchfilesRustInternalError) as error:
+                    reason = getattr(error, "strerror", None) or error
                     log.warning(
                         "inotify refused (%s); looking every %g s instead", reason, self._poll_s
                     )
+                    self._refused = True
                     return
                 self.watching.set()
                 if began:
                     yield set()  # what happened between the two watches was not seen
                 began = True
-                async for changed in self._turns(watch):
-                    yield changed
+                try:
+                    async for changed in self._turns(watch):
+                        yield changed
+                except WatchfilesRustInternalError as error:
+                    # It would say so for ever, and of what changed nothing more.
+                    log.warning("%s; looking every %g s instead", error, self._poll_s)
+                    return
 
     async def _turns(self, watch: _Watch) -> AsyncGenerator[set[str]]:
         """Until the root is another folder than the one that is watched."""

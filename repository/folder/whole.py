@@ -19,7 +19,8 @@ from typing import Annotated
 import msgspec
 
 from repository.errors import IncompleteFilesError
-from repository.folder.onnx_files import External, external_files
+from repository.folder.onnx_files import External, externals_of
+from repository.folder.opening import open_inside
 from repository.names import inside, shown
 from repository.snapshot import Problem
 
@@ -51,7 +52,7 @@ def inspect(path: str, root: str, where: str, version: int | None = None) -> Ver
     """Looks at one model file. `root` is the repository's real path, `where` names the file in a
     Problem. A file of a kind that is not known here only has to be non-empty."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", 0) as file:
+        with open(open_inside(root, path), "rb", 0) as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
                 raise _FlawError("incomplete", "the file is empty")
@@ -124,7 +125,7 @@ def _fits(tensor: _Entry, length: int) -> bool:
 def _onnx(fd: int, size: int, path: str, root: str) -> tuple[str, ...]:
     folder = os.path.dirname(path)
     sizes: dict[str, tuple[str, int]] = {}  # location -> (real path, bytes)
-    for part in external_files(path, MAX_FIELDS):
+    for part in externals_of(fd, MAX_FIELDS):
         if part.location not in sizes:
             sizes[part.location] = _external(part, folder, root)
         there = sizes[part.location][1]

@@ -122,7 +122,9 @@ class Channel(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        # An ended generation is kept for people to read; its buffers need not be.
         self._large = None
+        self._scratch = memoryview(b"")
         self._lose("")
 
     def get_buffer(self, sizehint: int) -> memoryview:

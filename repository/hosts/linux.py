@@ -10,6 +10,7 @@ import sys
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def prctl(option: int, value: int | bytes) -> None:
@@ -26,6 +27,23 @@ def die_with_parent(parent: int, signum: int) -> None:
     prctl(PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Whatever is started below this process and loses its parent becomes a child of this one,
+    also what has left its process group and session."""
+    with contextlib.suppress(OSError):
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def children() -> list[int]:
+    """Of this process's first thread, zombies too. Empty where the kernel does not tell."""
+    pid = os.getpid()
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:
+        return []
 
 
 def name_process(name: str) -> None:

@@ -79,6 +79,13 @@ def prepare(policy: Policy, path: Path, model_file: str, target: Path) -> Path:
             return _whole_folder(path, target)
     except FileNotFoundError as error:
         raise IncompleteFilesError(f"{error.filename} is missing") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise LoadFailedError(
+            f"the state folder has no room for a private copy of the model's files "
+            f"({error.strerror}); free some there, or name a larger one with --state-dir"
+        ) from error
     return path
 
 

@@ -8,8 +8,10 @@ forked from it starts in milliseconds and shares its memory. One message a packe
              {"exited": pid, "status": wait status}
 
 Only unreaped children of ours are ever signalled, so a pid cannot have become somebody else's. When
-a worker has ended, its process group goes with it: whatever the model started. When the server is
-gone (end of the stream, or SIGTERM by PR_SET_PDEATHSIG) all groups are killed and we exit.
+a worker has ended, whatever the model started goes with it: its process group, and what had left the
+group. (A worker adopts the orphans below it and we adopt the worker's, so a child of ours that is no
+worker belonged to one that has ended.) When the server is gone (end of the stream, or SIGTERM by
+PR_SET_PDEATHSIG) all are killed and we exit.
 """
 
 from __future__ import annotations
@@ -66,6 +68,10 @@ class Zygote:
         for pid in self._workers:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+        self._workers.clear()
+        while self._end_orphans():
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, 0)
 
     def _obey(self) -> bool:
         """Does what one message says. False: the server is gone."""
@@ -102,7 +108,19 @@ class Zygote:
             self._signal(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
             self._workers.discard(pid)
+            self._end_orphans()
             self._report({"exited": pid, "status": status})
+        self._end_orphans()
+
+    def _end_orphans(self) -> bool:
+        """Kills what workers that have ended left. True: some are not buried yet; the end of each
+        is a SIGCHLD, after which we are here again, for what it may have left in its turn."""
+        orphans = [pid for pid in linux.children() if pid not in self._workers]
+        for pid in orphans:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
+        return bool(orphans)
 
     def _signal(self, pid: int, number: int) -> None:
         try:
@@ -120,6 +138,7 @@ def main(fd: int, framework: str) -> None:
     parent = os.getppid()
     linux.die_with_parent(parent, signal.SIGTERM)
     linux.name_process(f"md-zygote-{framework}")
+    linux.adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.dont_write_bytecode = True  # a model's folder is only read
     control = socket.socket(fileno=fd)

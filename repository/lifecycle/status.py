@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from repository.errors import RepositoryError
@@ -69,12 +69,12 @@ def describe(
     folder: ModelFolder | None,
     *,
     wanted: bool,
-    past: Iterable[Generation] = (),
+    past: Collection[Generation] = (),
 ) -> ModelStatus:
     newest_first = tuple(sorted(generations, key=lambda g: -g.serial))
     words = {PUBLIC[g.state] for g in newest_first}
     error = _last_error(newest_first, folder)
-    state = next((p for p in PRECEDENCE if p in words), None)
+    state = next((p for p in PRECEDENCE if p in words), None) if words else None
     if state is None:
         state = Public.FAILED if wanted and error is not None else Public.UNLOADED
     ready = [g for g in newest_first if g.state is State.READY]
@@ -88,15 +88,23 @@ def describe(
         generations=newest_first,
         folder=folder,
         changed_at=max((g.story[-1].at for g in newest_first), default=None),
-        past=tuple(sorted(past, key=lambda g: -g.serial)),
+        past=tuple(sorted(past, key=lambda g: -g.serial)) if past else (),
     )
+
+
+def has_failed(generations: Collection[Generation], folder: ModelFolder | None) -> bool:
+    """Is a wanted model FAILED? Probes ask this of every model: most have nothing that could be."""
+    suspect = folder is not None and bool(folder.problems)
+    if not suspect and all(g.error is None for g in generations):
+        return False
+    return describe("", generations, folder, wanted=True).state is Public.FAILED
 
 
 def _last_error(
     newest_first: tuple[Generation, ...], folder: ModelFolder | None
 ) -> LastError | None:
     """The newest fault that no later success has made history, else what is wrong in the folder."""
-    if folder is not None and folder.errors:
+    if folder is not None and folder.problems and folder.errors:
         problem = folder.errors[0]
         return LastError(f"folder_{problem.rule}", str(problem), problem.version, None)
     settled: set[int] = set()  # versions of which something newer has succeeded

@@ -24,7 +24,7 @@ from repository.repository import Repository
 from server import streams
 from server.settings import Settings
 
-LARGEST_ID = 2**63
+LONGEST_ID = 18  # digits
 
 encode = msgspec.json.Encoder().encode
 
@@ -75,7 +75,7 @@ def frame_of(event: Event) -> bytes:
 def _id_of(text: str | None) -> int | None:
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit()) or int(text) >= LARGEST_ID:
+    if not (text.isascii() and text.isdigit()) or len(text) > LONGEST_ID:
         raise InvalidRequestError("the last event's id must be a whole number, such as 17")
     return int(text)
 

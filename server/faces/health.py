@@ -15,7 +15,6 @@ import msgspec
 from litestar import Response, Router, get
 from litestar.di import NamedDependency
 
-from repository.lifecycle.status import Public
 from repository.repository import Repository
 
 
@@ -72,8 +71,7 @@ def health(models: NamedDependency[Repository], info: NamedDependency[Info]) -> 
 def word_of(models: Repository) -> str:
     if models.draining:
         return "unhealthy"
-    failed = any(s.wanted and s.state is Public.FAILED for s in models.statuses())
-    return "degraded" if failed else "healthy"
+    return "degraded" if models.unwell else "healthy"
 
 
 router = Router("/", route_handlers=[health])

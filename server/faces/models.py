@@ -8,13 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
-from litestar import Router, get
+from litestar import Request, Router, get
 from litestar.di import NamedDependency
-from litestar.params import FromPath
 
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.states import HOLDS_MEMORY, TERMINAL, State
@@ -22,6 +20,8 @@ from repository.lifecycle.status import ModelStatus, text_of
 from repository.repository import Repository
 from repository.snapshot import ModelFolder, Problem
 from repository.spec import ModelSpec
+
+PREFIX = "/v1/models/"
 
 
 class ErrorView(msgspec.Struct):
@@ -100,9 +100,15 @@ class ModelView(msgspec.Struct):
 
 
 @get("/v1/models/{name:path}", sync_to_thread=False)
-def show(name: FromPath[Path], models: NamedDependency[Repository]) -> ModelView:
-    """`name` may hold slashes (a nested model). An alias shows the model that it stands for."""
-    return view_of(models.status(str(name).removeprefix("/")))
+def show(
+    request: Request[Any, Any, Any],
+    models: NamedDependency[Repository],
+) -> ModelView:
+    """The name may hold slashes (a nested model). An alias shows the model that it stands for.
+
+    It is read from the address itself: as a Path, "a/." would be "a".
+    """
+    return view_of(models.status(request.scope["path"].removeprefix(PREFIX)))
 
 
 def view_of(status: ModelStatus) -> ModelView:

@@ -72,7 +72,7 @@ def _missing(status: ModelStatus) -> bool:
 @get("/models/{rest:path}", sync_to_thread=False)
 def model(request: Request[Any, Any, Any], models: NamedDependency[Repository]) -> Reply:
     path = request.scope["path"]
-    asked_ready = path.endswith(READY)
+    asked_ready = path.endswith(READY) and path != f"/v2/models{READY}"
     route = model_of(path, READY if asked_ready else "")
     if route is None:
         return _refused(errors.NoSuchPathError("Not Found"))

@@ -123,18 +123,20 @@ async def _serve(
     header, blobs = v2_binary.split(body, announced.json_length)
     raw = announced.json_length is not None and not header
     plan = RAW_PLAN if raw else plan_of(header)
-    lease = _lease(models, *route)
+    lease, used = _lease(models, *route), False
     try:
         gen = lease.generation
         call.model, call.version = gen.spec.model, gen.spec.version
         meter.begin(call.model, call.version)
         request = _raw(gen, blobs) if raw else v2_binary.assemble(plan, blobs, call.model)
         limit_us = request.parameters.get("timeout", 0)
-        response = await answer_of(models.infer(gen, request), receive, limit_s=limit_us / 1e6)
+        future = models.infer(gen, request)
+        used = True
+        response = await answer_of(future, receive, limit_s=limit_us / 1e6)
         _count(call, gen, request, response)
         await _send_answer(call, send, plan, response)
     finally:
-        lease.end()
+        lease.end(used=used)
 
 
 # the request --------------------------------------------------------------------------------------

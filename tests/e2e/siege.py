@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,24 @@ class Siege:
 
     async def works(self, model: str = "add") -> bool:
         return (await self.infer(GOOD, model=model)).status == 200
+
+    @asynccontextmanager
+    async def asking_on(
+        self, ask: Callable[[], Awaitable[object]], *, every_s: float
+    ) -> AsyncIterator[None]:
+        """For what the server only does when somebody asks."""
+
+        async def ask_on() -> None:
+            while True:
+                await ask()
+                await asyncio.sleep(every_s)
+
+        task = asyncio.create_task(ask_on())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def check(
         self, cases: Iterable[tuple[str, Answer]], allowed: Callable[[int], bool]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -70,6 +71,24 @@ async def test_two_hundred_clients_that_stop_half_way_hurt_nobody(
         await until(lambda: fds(siege) <= open_files + 20)  # those that left are forgotten
         shown = (await siege.client.get("/v1/models/add")).json()
         assert [g["leases"] for g in shown["generations"] if g["state"] == "ready"] == [0]
+
+
+async def test_a_low_limit_of_open_files_does_not_let_idle_clients_shut_others_out(
+    tmp_path: Path,
+) -> None:
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with AsyncExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, usual[1]))
+        try:
+            siege = await stack.enter_async_context(besieged(tmp_path))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+        async with crowd(siege, b"GET /hea"):
+            assert await siege.works()
+            answer = await siege.client.post(
+                "/v1/models/load", json={"model_name": "add", "force_reload": True}
+            )
+            assert answer.status_code == 200, answer.text
 
 
 async def test_a_head_without_an_end_takes_neither_memory_nor_time(tmp_path: Path) -> None:

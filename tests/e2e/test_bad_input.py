@@ -159,6 +159,7 @@ RAW: dict[str, bytes] = {
     "a header length of 5,000 digits": in_two(HEADER, b"", said="9" * 5000),
     "a header length beyond the body": in_two(HEADER, b"", said=len(HEADER) + 1),
     "a header length of 64 bits": in_two(HEADER, b"", said=2**63),
+    "two header lengths": post(INFER, HEADER, f"{LENGTH}: {len(HEADER)}", f"{LENGTH}: 0"),
     "a header cut short": in_two(HEADER, b"", said=len(HEADER) - 1),
     "a header length in hex": in_two(HEADER, b"", said=hex(len(HEADER))),
     "data behind all tensors": in_two(HEADER, b"0123"),

@@ -360,7 +360,9 @@ async def test_a_full_state_folder_is_a_clear_reason_and_leaves_no_half_copy(
     add_python(repo, "large", "class Model:\n" + ECHO)
     (repo / "large" / "weights.bin").write_bytes(os.urandom(3 << 20))
     add_python(repo, "small", "class Model:\n" + ECHO)
-    async with started(repo, "--state-dir", str(tiny_disk)) as (_, client, _):
+    # One after the other: the large copy, while it is tried, leaves no room for the small one.
+    flags = ("--state-dir", str(tiny_disk), "--load-slots", "1")
+    async with started(repo, *flags) as (_, client, _):
         found = await shown(client, "large")
         error = found["last_error"]
         assert found["state"] == "failed" and isinstance(error, dict)

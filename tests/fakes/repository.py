@@ -24,7 +24,7 @@ from repository.errors import (
 from repository.events import EventBus
 from repository.lifecycle.generation import Generation, Lease, Trigger
 from repository.lifecycle.states import RISING, TERMINAL, Event, State
-from repository.lifecycle.status import ModelStatus, describe
+from repository.lifecycle.status import ModelStatus, Public, describe
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.reports import DeviceReport, DryRun, LoadReport, UnloadAllReport, UnloadReport
 from repository.repository import Repository
@@ -249,6 +249,10 @@ class FakeRepository(Repository):
 
     def statuses(self) -> list[ModelStatus]:
         return [self.status(name) for name in self.names()]
+
+    @property
+    def unwell(self) -> bool:
+        return any(s.wanted and s.state is Public.FAILED for s in self.statuses())
 
     def devices(self) -> list[DeviceReport]:
         held = sum(g.reserved for gens in self.generations.values() for g in gens)

@@ -48,6 +48,14 @@ async def test_a_nested_name_has_an_address(path):
         assert (await client.get(f"/v2/models/{path}")).status_code == 200
 
 
+async def test_a_model_that_is_called_ready_has_an_address():
+    stage = Stage()
+    stage.models.add("ready", loaded=True)
+    async with stage.client as client:
+        for path in ("ready", "ready/ready", "ready/versions/1"):
+            assert (await client.get(f"/v2/models/{path}")).status_code == 200, path
+
+
 async def test_a_model_is_ready_or_says_why_not():
     stage = Stage()
     stage.models.add("new")

@@ -58,6 +58,26 @@ async def until(pokes: Pokes, path: str) -> None:
                 return
 
 
+async def test_a_name_that_is_not_utf_8_does_not_end_the_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is there, somebody looks every now and then; afterwards events come again."""
+    monkeypatch.setattr(watch, "AGAIN_S", 0.3)
+    async with watching(tmp_path) as pokes:
+        strange = os.fsencode(tmp_path) + b"/\xff\xfe"
+        await asyncio.to_thread(os.mkdir, strange)
+        for _ in range(5):
+            await until(pokes, "")
+        await asyncio.to_thread(os.rmdir, strange)
+        for name in map(str, range(1000)):
+            (tmp_path / name).touch()
+            async with asyncio.timeout(20):
+                changed = await pokes.get()
+            if name in changed:
+                return
+        raise AssertionError("no event came any more")
+
+
 async def test_every_sort_of_change_is_a_poke_with_relative_paths(tmp_path: Path) -> None:
     async with watching(tmp_path) as pokes:
         (tmp_path / "m" / "1").mkdir(parents=True)

@@ -17,6 +17,7 @@ from repository.messages import InferRequest, InferResponse, Loaded, TensorSpec
 from repository.tensors import Tensor
 from server import errors
 from server.faces import v2_health, v2_infer
+from server.protocol import Protocol, watch_over
 from tests.fakes.repository import FakeRepository
 
 ROWS = Loaded(
@@ -119,16 +120,18 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def listening(stage: Stage) -> AsyncGenerator[int]:
-    """The port of a real server in this loop."""
+async def listening(stage: Stage, *, watched: bool = False) -> AsyncGenerator[int]:
+    """The port of a real server in this loop. `watched`: it looks at its connections' clocks."""
     config = uvicorn.Config(
-        stage.app, port=0, http="httptools", loop="none", lifespan="off", log_config=None
+        stage.app, port=0, http=Protocol, loop="none", lifespan="off", log_config=None
     )
     server = _Server(config)
     task = asyncio.create_task(server._serve())
+    watching = asyncio.create_task(watch_over(server.server_state.connections if watched else ()))
     try:
         await server.up.wait()
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
+        watching.cancel()
         server.should_exit = True
         await task

@@ -1,10 +1,12 @@
 """What people are told: the five public words, whether it reloads, and the error that matters now."""
 
+import itertools
+
 import pytest
 
 from repository.errors import CheckFailedError
 from repository.lifecycle.states import State
-from repository.lifecycle.status import PUBLIC, Public, describe
+from repository.lifecycle.status import PUBLIC, Public, describe, has_failed
 from repository.snapshot import Problem
 from tests.fakes.heart import brought, folder, newborn, spec
 
@@ -78,3 +80,12 @@ def test_a_broken_folder_fails_a_wanted_model_and_leaves_an_unwanted_one_unloade
     broken = folder(name="m", problems=(Problem("m", "layout", "no versions"),))
     assert told(of=broken).state == "failed"
     assert told(of=broken, wanted=False).state == "unloaded"
+
+
+@pytest.mark.parametrize("states", list(itertools.product(State, repeat=2)))
+@pytest.mark.parametrize("problems", [(), (Problem("m", "layout", "no versions"),)])
+def test_what_probes_ask_is_what_people_are_told(states, problems):
+    gens = [gen(state, n) for n, state in enumerate(states, 1)]
+    of = folder(name="m", problems=problems)
+    assert has_failed(gens, of) == (told(*gens, of=of).state is Public.FAILED)
+    assert has_failed([], of) == (told(of=of).state is Public.FAILED)

@@ -1,0 +1,308 @@
+"""HTTP/1.1 on one connection: uvicorn's protocol, with bounds on what a client can make us keep.
+
+uvicorn trusts whoever is in front of it. Alone, it keeps a head of any length (and copies it again
+with every piece), waits for ever for one that stops half-way, answers what is not HTTP in plain text
+and out of turn, and hangs up on a client that is still sending, which then never reads the answer.
+
+Rules: a head has MOST_HEAD bytes and HEAD_S seconds; a body may be slow, not silent; whoever does not
+read is let go; what cannot be understood is answered in JSON, after everything that was asked before
+it; an answer that comes early is followed by reading on for a while. An Upgrade is ignored, as a server
+may. Nothing here knows a route, a key or a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from enum import Enum, auto
+from typing import Any, ClassVar
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from server import errors
+from server.intake import MAX_CHUNKS, too_many_pieces
+
+MOST_HEAD = 64 * 1024  # bytes of a request line and its headers
+MOST_PIPELINED = 128  # requests that wait behind one another on a connection
+HEAD_S = 30.0  # from the connection, or the last answer, to the end of the next head
+BODY_S = 30.0  # without a byte of a body that was begun
+UNREAD_S = 60.0  # without a byte taken of an answer
+LINGER_S = 2.0  # of silence after an early answer
+LONGEST_LINGER_S = 30.0
+LOOK_S = 1.0  # how often the clocks are looked at
+
+
+class Stage(Enum):
+    IDLE = auto()  # between two requests
+    HEAD = auto()
+    BODY = auto()
+
+
+class Protocol(HttpToolsProtocol):
+    """The times are attributes so that tests can be impatient."""
+
+    head_s: ClassVar[float] = HEAD_S
+    body_s: ClassVar[float] = BODY_S
+    unread_s: ClassVar[float] = UNREAD_S
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._real = transport
+        self._stage = Stage.IDLE
+        self._since = self._heard_at = self._sent_at = self.loop.time()
+        self._heard = self._answered = False  # since `look` looked: the hot path reads no clock
+        self._fed = self._pieces = self._received = self._unsent = 0
+        self._fresh = False  # the head that is read began in this piece
+        self._busy = False  # a request is with the app
+        self._refusal: errors.ServerError | None = None
+        self._why: errors.ServerError | None = None  # what a callback of the parser found wrong
+        self._again: bytes | None = None  # a head that asked for an upgrade, without it
+        self._lingering = self._going = False
+        super().connection_made(_Transport(self))  # type: ignore[arg-type]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._going = True
+        super().connection_lost(exc)
+
+    # reading --------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        if self._refusal is not None or self._lingering:
+            return
+        self._unset_keepalive_if_required()
+        self._fresh = False
+        self._fed = self._fed + len(data) if self._stage is Stage.HEAD else len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._feed_again(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(self._why or errors.MalformedHttpError())
+        if self._stage is Stage.HEAD:
+            if self._fresh:
+                self._fed = 0  # what came before it in this piece is no part of it
+            elif self._fed > MOST_HEAD and self._refusal is None:
+                self._refuse(_head_too_large())
+
+    def _feed_again(self, rest: bytes) -> None:
+        """The parser stops at every request that asks for an upgrade; it is given the same request
+        once more, without the wish."""
+        if self._again is None:
+            self._refuse(errors.MalformedHttpError())
+            return
+        head, self._again = self._again, None
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._stage = Stage.IDLE
+        self.data_received(head + rest)
+
+    def on_message_begin(self) -> None:
+        self._stage, self._fresh = Stage.HEAD, True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        if self._fed > MOST_HEAD and self._head() > MOST_HEAD:
+            self._stop(_head_too_large())
+        if self.parser.should_upgrade():
+            self._again = self._without_upgrade()
+            return
+        if len(self.pipeline) >= MOST_PIPELINED:
+            self._stop(errors.TooManyRequestsError("too many requests in one go; read the answers"))
+        super().on_headers_complete()
+        self._stage = Stage.BODY
+        self._pieces = self._received = 0
+
+    def on_body(self, body: bytes) -> None:
+        self._pieces += 1
+        self._received += len(body)
+        if self._pieces > MAX_CHUNKS:
+            refusal = too_many_pieces(self._pieces, self._received)
+            if refusal is not None:
+                self._stop(refusal)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._again is None:
+            self._stage = Stage.IDLE
+            super().on_message_complete()
+
+    def _head(self) -> int:
+        """Bytes of the head that is complete now."""
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
+    def _stop(self, error: errors.ServerError) -> None:
+        """Makes the parser stop; `data_received` goes on from there."""
+        self._why = error
+        raise error
+
+    def _without_upgrade(self) -> bytes:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._stop(errors.MalformedHttpError("CONNECT is for proxies; this is none"))
+        lines = [b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())]
+        lines += [b"%s: %s" % header for header in _plain(self.headers)]
+        return b"\r\n".join([*lines, b"", b""])
+
+    # writing --------------------------------------------------------------------------------------
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._busy = True
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self._busy = False
+        self._answered = True
+        super().on_response_complete()
+        if self._refusal is not None and not self._busy:
+            self._say_why()
+
+    def resume_writing(self) -> None:
+        self._unsent = 0
+        super().resume_writing()
+
+    def _refuse(self, error: errors.ServerError) -> None:
+        """Answers once everything before it was answered, then hangs up."""
+        self._refusal = error
+        cycle = self.cycle
+        if self._stage is Stage.BODY:  # the broken request has reached the app, or waits to
+            if self.pipeline and self.pipeline[0][0] is cycle:
+                self.pipeline.popleft()
+            else:
+                begun = cycle.response_started
+                cycle.disconnected = True
+                cycle.message_event.set()
+                self._busy = False
+                if begun:  # half an answer cannot become another one
+                    self.transport.close()
+                    return
+        if not self._busy:
+            self._say_why()
+
+    def _say_why(self) -> None:
+        error = self._refusal
+        if error is None or self.transport.is_closing():
+            return
+        v2 = getattr(self, "url", b"").startswith(b"/v2")
+        body = errors.body_v2(str(error)) if v2 else errors.encode(errors.body_native(error))
+        status = errors.status_v2(error) if v2 else error.status
+        self.transport.write(
+            STATUS_LINE[status]
+            + b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+            + b"connection: close\r\n\r\n"
+            + body
+        )
+        self.transport.close()
+
+    # hanging up -----------------------------------------------------------------------------------
+
+    def hang_up(self) -> None:
+        """Bytes that nobody reads make the kernel reset the connection, and the client loses the
+        answer with it. So what it still sends is read, for a while, and forgotten."""
+        unread = self._stage is not Stage.IDLE or self._refusal is not None
+        if self._going or self._lingering or not unread or not self._real.can_write_eof():
+            self._real.close()
+            return
+        self._lingering = True
+        self.transport.is_closing = _yes  # type: ignore[method-assign]
+        self._since = self._heard_at = self.loop.time()
+        self.flow.resume_reading()
+        self._real.write_eof()
+
+    def eof_received(self) -> None:
+        if self._lingering:
+            self._real.close()
+
+    def shutdown(self) -> None:
+        self._going = True
+        if self._lingering:
+            self._real.close()
+        else:
+            super().shutdown()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._going = True  # it said nothing: nothing is unread
+        super().timeout_keep_alive_handler()
+
+    def look(self, now: float) -> None:
+        """Lets go of a client that keeps us waiting. Asked every LOOK_S."""
+        if self._heard:
+            self._heard, self._heard_at = False, now
+        if self._answered:
+            self._answered, self._since = False, now
+        silent_s = now - self._heard_at
+        if self._lingering:
+            if silent_s > LINGER_S or now - self._since > LONGEST_LINGER_S:
+                self._real.close()
+            return
+        self._look_whether_it_reads(now)
+        if self._refusal is not None:
+            return
+        if self._stage is Stage.BODY:
+            if not self._busy and now - self._since > LONGEST_LINGER_S:
+                self._real.close()  # answered long ago, and it still sends
+            elif silent_s > self.body_s and not self.flow.read_paused:
+                self._refuse(errors.TooSlowError(f"no more of the body came for {self.body_s:g} s"))
+        elif not self._busy and now - self._since > self.head_s:
+            if self._stage is Stage.IDLE:
+                self._real.close()
+            else:
+                self._refuse(errors.TooSlowError(f"the head did not come in {self.head_s:g} s"))
+
+    def _look_whether_it_reads(self, now: float) -> None:
+        unsent = self._real.get_write_buffer_size()
+        if not unsent or unsent < self._unsent or not self._unsent:
+            self._sent_at = now
+        elif now - self._sent_at > self.unread_s:
+            self._real.abort()
+        self._unsent = unsent
+
+
+class _Transport:
+    """The connection's transport, but `close` is the protocol's to do."""
+
+    __slots__ = (
+        "close", "get_extra_info", "is_closing", "pause_reading", "resume_reading", "write"
+    )  # fmt: skip
+
+    def __init__(self, protocol: Protocol) -> None:
+        real = protocol._real
+        self.close: Callable[[], None] = protocol.hang_up
+        self.write = real.write
+        self.pause_reading = real.pause_reading
+        self.resume_reading = real.resume_reading
+        self.get_extra_info = real.get_extra_info
+        self.is_closing = real.is_closing
+
+
+def _yes() -> bool:
+    return True
+
+
+def _head_too_large() -> errors.ServerError:
+    return errors.HeadTooLargeError(
+        f"the request's address and headers have more than {MOST_HEAD} bytes; send fewer"
+    )
+
+
+def _plain(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
+    """Without what asks for an upgrade."""
+    for name, value in headers:
+        if name == b"connection":
+            tokens = [t.strip() for t in value.split(b",")]
+            value = b", ".join(t for t in tokens if t.lower() not in _UPGRADES)
+        if name not in _UPGRADES and (value or name != b"connection"):
+            yield name, value
+
+
+_UPGRADES = frozenset({b"upgrade", b"http2-settings"})
+
+
+async def watch_over(connections: Iterable[Any]) -> None:
+    """Looks at every connection's clocks, for ever."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(LOOK_S)
+        now = loop.time()
+        for connection in tuple(connections):
+            connection.look(now)
