@@ -141,13 +141,17 @@ def measure(server: Depot, bare: str, *, path: str, rounds: int, seconds: float)
     for kind in MODELS:
         rows.append(Row(f"{kind}: one load and unload", statistics.median(loads[kind]), "s"))
         for share, aim in ((0.5, None), (0.99, 1.2)):
+            ratios = []
             for at, who in enumerate((path, "bare")):
                 quiet = quantile(idle[kind][at], share)
                 noisy = quantile(loading[kind][at], share)
+                ratios.append(noisy / quiet)
                 name = f"{kind}: {who}, p{share * 100:g}"
                 rows.append(Row(f"{name}, idle", 1000 * quiet, "ms"))
                 rows.append(Row(f"{name}, loading", 1000 * noisy, "ms"))
                 rows.append(Row(f"{name}, ratio", noisy / quiet, "x", None if at else aim))
+            beyond = f"{kind}: p{share * 100:g}, ratio beyond that of bare"
+            rows.append(Row(beyond, ratios[0] / ratios[1], "x"))
     return rows
 
 

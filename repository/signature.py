@@ -151,9 +151,11 @@ class Signature:
             )
 
     def _check_outputs(self, wanted: tuple[str, ...]) -> None:
-        if len(set(wanted)) != len(wanted):
-            twice = next(name for at, name in enumerate(wanted) if name in wanted[:at])
-            raise InvalidTensorError(f"output '{twice}' already exists in request")
+        seen: set[str] = set()
+        for name in wanted:
+            if name in seen:
+                raise InvalidTensorError(f"output '{name}' already exists in request")
+            seen.add(name)
         if not self._outputs:
             return
         for name in wanted:

@@ -7,17 +7,18 @@ and out of turn, and hangs up on a client that is still sending, which then neve
 Rules: a head has MOST_HEAD bytes and HEAD_S seconds; a body may be slow, not silent; whoever does not
 read is let go; what cannot be understood is answered in JSON, after everything that was asked before
 it; an answer that comes early is followed by reading on for a while. An Upgrade is ignored, as a server
-may. Nothing here knows a route, a key or a model.
+may. Nothing here knows a route, a key or a model. All of it is on the hot path: no clock is read for a
+request, and callbacks do little.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from enum import Enum, auto
 from typing import Any, ClassVar
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server import errors
@@ -33,10 +34,8 @@ LONGEST_LINGER_S = 30.0
 LOOK_S = 1.0  # how often the clocks are looked at
 
 
-class Stage(Enum):
-    IDLE = auto()  # between two requests
-    HEAD = auto()
-    BODY = auto()
+# Where in its input a connection is. Plain numbers: an Enum's members cost ten times as much to name.
+IDLE, HEAD, BODY = range(3)
 
 
 class Protocol(HttpToolsProtocol):
@@ -48,12 +47,11 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._real = transport
-        self._stage = Stage.IDLE
+        self._stage = IDLE
         self._since = self._heard_at = self._sent_at = self.loop.time()
-        self._heard = self._answered = False  # since `look` looked: the hot path reads no clock
-        self._fed = self._pieces = self._received = self._unsent = 0
-        self._fresh = False  # the head that is read began in this piece
-        self._busy = False  # a request is with the app
+        self._heard = self._answered = False  # since `look` looked
+        self._fed = self._first = 0  # bytes with the head in them, and of the first piece of these
+        self._pieces = self._received = self._unsent = 0
         self._refusal: errors.ServerError | None = None
         self._why: errors.ServerError | None = None  # what a callback of the parser found wrong
         self._again: bytes | None = None  # a head that asked for an upgrade, without it
@@ -64,6 +62,11 @@ class Protocol(HttpToolsProtocol):
         self._going = True
         super().connection_lost(exc)
 
+    @property
+    def _pending(self) -> bool:
+        """Something that was asked has not been answered. (`cycle` is the newest request.)"""
+        return self.cycle is not None and not self.cycle.response_complete
+
     # reading --------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
@@ -71,18 +74,17 @@ class Protocol(HttpToolsProtocol):
         if self._refusal is not None or self._lingering:
             return
         self._unset_keepalive_if_required()
-        self._fresh = False
-        self._fed = self._fed + len(data) if self._stage is Stage.HEAD else len(data)
+        self._fed = self._fed + len(data) if self._stage is HEAD else len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._feed_again(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._refuse(self._why or errors.MalformedHttpError())
-        if self._stage is Stage.HEAD:
-            if self._fresh:
-                self._fed = 0  # what came before it in this piece is no part of it
-            elif self._fed > MOST_HEAD and self._refusal is None:
+        if self._stage is HEAD:
+            # What was before the head in its first piece is no part of it, and nobody knows how much.
+            self._first = self._first or len(data)
+            if self._fed - self._first > MOST_HEAD and self._refusal is None:
                 self._refuse(_head_too_large())
 
     def _feed_again(self, rest: bytes) -> None:
@@ -94,11 +96,12 @@ class Protocol(HttpToolsProtocol):
         head, self._again = self._again, None
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._stage = Stage.IDLE
+        self._stage = IDLE
         self.data_received(head + rest)
 
     def on_message_begin(self) -> None:
-        self._stage, self._fresh = Stage.HEAD, True
+        self._stage = HEAD
+        self._first = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -110,8 +113,10 @@ class Protocol(HttpToolsProtocol):
         if len(self.pipeline) >= MOST_PIPELINED:
             self._stop(errors.TooManyRequestsError("too many requests in one go; read the answers"))
         super().on_headers_complete()
-        self._stage = Stage.BODY
+        self._stage = BODY
         self._pieces = self._received = 0
+
+    # These two do what uvicorn's do, without asking for an upgrade once more.
 
     def on_body(self, body: bytes) -> None:
         self._pieces += 1
@@ -120,12 +125,22 @@ class Protocol(HttpToolsProtocol):
             refusal = too_many_pieces(self._pieces, self._received)
             if refusal is not None:
                 self._stop(refusal)
-        super().on_body(body)
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
-        if self._again is None:
-            self._stage = Stage.IDLE
-            super().on_message_complete()
+        if self._again is not None:
+            return
+        self._stage = IDLE
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
 
     def _head(self) -> int:
         """Bytes of the head that is complete now."""
@@ -146,15 +161,11 @@ class Protocol(HttpToolsProtocol):
 
     # writing --------------------------------------------------------------------------------------
 
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self._busy = True
-        super()._start_asgi_task(cycle, app)
-
     def on_response_complete(self) -> None:
-        self._busy = False
         self._answered = True
+        more = bool(self.pipeline)
         super().on_response_complete()
-        if self._refusal is not None and not self._busy:
+        if self._refusal is not None and not more:
             self._say_why()
 
     def resume_writing(self) -> None:
@@ -165,19 +176,19 @@ class Protocol(HttpToolsProtocol):
         """Answers once everything before it was answered, then hangs up."""
         self._refusal = error
         cycle = self.cycle
-        if self._stage is Stage.BODY:  # the broken request has reached the app, or waits to
-            if self.pipeline and self.pipeline[0][0] is cycle:
-                self.pipeline.popleft()
+        if self._stage is not BODY:
+            if not self._pending:
+                self._say_why()
+        elif self.pipeline and self.pipeline[0][0] is cycle:
+            self.pipeline.popleft()  # its turn has not come, and will not
+        else:
+            begun = cycle.response_started
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if begun:  # half an answer cannot become another one
+                self.transport.close()
             else:
-                begun = cycle.response_started
-                cycle.disconnected = True
-                cycle.message_event.set()
-                self._busy = False
-                if begun:  # half an answer cannot become another one
-                    self.transport.close()
-                    return
-        if not self._busy:
-            self._say_why()
+                self._say_why()
 
     def _say_why(self) -> None:
         error = self._refusal
@@ -199,7 +210,7 @@ class Protocol(HttpToolsProtocol):
     def hang_up(self) -> None:
         """Bytes that nobody reads make the kernel reset the connection, and the client loses the
         answer with it. So what it still sends is read, for a while, and forgotten."""
-        unread = self._stage is not Stage.IDLE or self._refusal is not None
+        unread = self._stage is not IDLE or self._refusal is not None
         if self._going or self._lingering or not unread or not self._real.can_write_eof():
             self._real.close()
             return
@@ -224,27 +235,31 @@ class Protocol(HttpToolsProtocol):
         self._going = True  # it said nothing: nothing is unread
         super().timeout_keep_alive_handler()
 
+    # patience -------------------------------------------------------------------------------------
+
     def look(self, now: float) -> None:
         """Lets go of a client that keeps us waiting. Asked every LOOK_S."""
         if self._heard:
             self._heard, self._heard_at = False, now
         if self._answered:
             self._answered, self._since = False, now
-        silent_s = now - self._heard_at
+        silent_s, open_s = now - self._heard_at, now - self._since
         if self._lingering:
-            if silent_s > LINGER_S or now - self._since > LONGEST_LINGER_S:
+            if silent_s > LINGER_S or open_s > LONGEST_LINGER_S:
                 self._real.close()
             return
         self._look_whether_it_reads(now)
-        if self._refusal is not None:
-            return
-        if self._stage is Stage.BODY:
-            if not self._busy and now - self._since > LONGEST_LINGER_S:
+        if self._refusal is None:
+            self._look_whether_it_sends(silent_s, open_s)
+
+    def _look_whether_it_sends(self, silent_s: float, open_s: float) -> None:
+        if self._stage is BODY:
+            if not self._pending and open_s > LONGEST_LINGER_S:
                 self._real.close()  # answered long ago, and it still sends
             elif silent_s > self.body_s and not self.flow.read_paused:
                 self._refuse(errors.TooSlowError(f"no more of the body came for {self.body_s:g} s"))
-        elif not self._busy and now - self._since > self.head_s:
-            if self._stage is Stage.IDLE:
+        elif not self._pending and open_s > self.head_s:
+            if self._stage is IDLE:
                 self._real.close()
             else:
                 self._refuse(errors.TooSlowError(f"the head did not come in {self.head_s:g} s"))

@@ -104,7 +104,7 @@ def details_of(model: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     if model.get("problems"):
         lines += ["", "In its folder:"]
-        lines += [f"  {p['where']}: {p['message']} {p['hint']}".rstrip() for p in model["problems"]]
+        lines += [f"  {_problem(p)}" for p in model["problems"]]
     gens = model["generations"]
     if gens:
         lines += ["", *plain(GENERATIONS, [_generation(g) for g in gens])]
@@ -204,3 +204,7 @@ def _screen(console: Console) -> Iterator[Callable[[list[dict[str, Any]], str], 
 
     with live:
         yield draw
+
+
+def _problem(found: dict[str, Any]) -> str:
+    return f"{found['where']}: {found['message']}" + (f" ({found['hint']})" if found["hint"] else "")

@@ -22,6 +22,7 @@ from server.errors import UnsupportedError
 
 MOST_AXES = 64  # what numpy can hold
 MOST_BYTES = 1 << 63
+MOST_TEXTS = 1 << 20  # elements of BYTES: each costs a step of its own, whatever its length
 
 
 class _InputParameters(msgspec.Struct, gc=False, frozen=True):
@@ -137,9 +138,11 @@ def plan_of(header: bytes) -> Plan:
 
 
 def _once(what: str, names: Sequence[str]) -> None:
-    if len(set(names)) != len(names):
-        twice = next(n for i, n in enumerate(names) if n in names[:i])
-        raise InvalidRequestError(f"{what} '{twice}' already exists in request")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise InvalidRequestError(f"{what} '{name}' already exists in request")
+        seen.add(name)
 
 
 def _piece(given: Any) -> Piece:
@@ -161,6 +164,10 @@ def _piece(given: Any) -> Piece:
             f"{', '.join(DATATYPES)}"
         )
     elements = elements_of(given.name, given.shape, datatype.size)
+    if not datatype.size and elements > MOST_TEXTS:
+        raise InvalidTensorError(
+            f"input '{given.name}' has {elements} texts; at most {MOST_TEXTS} fit into a request"
+        )
     if size is UNSET:
         data = v2_json.to_bytes(given.name, given.datatype, elements, given.data)
         return Piece(given.name, given.datatype, given.shape, 0, data)

@@ -45,20 +45,6 @@ RETRYABLE = {(500, "worker_died"), (503, "model_not_ready")}
 ECHO = "    def infer(self, inputs):\n        return {'y': inputs['x']}\n"
 
 
-@pytest.fixture
-def repo(tmp_path: Path) -> Path:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def gates(tmp_path: Path) -> Path:
-    folder = tmp_path / "gates"
-    folder.mkdir()
-    return folder
-
-
 def add_onnx(repo: Path, name: str, value: float = 1.0) -> None:
     models.add_onnx(repo / name / "1" / "model.onnx", value)
 

@@ -23,20 +23,6 @@ MIB = 2**20
 EXPLICIT = ("--model-control-mode", "explicit")
 
 
-@pytest.fixture
-def repo(tmp_path: Path) -> Path:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def gates(tmp_path: Path) -> Path:
-    folder = tmp_path / "gates"
-    folder.mkdir()
-    return folder
-
-
 def budget(mib: int) -> tuple[str, str]:
     return "--memory-budget", f"cpu={mib}MiB"
 

@@ -43,20 +43,6 @@ class Depot(NamedTuple):
         return len(self.told.generations(model))
 
 
-@pytest.fixture
-def repo(tmp_path: Path) -> Path:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def gates(tmp_path: Path) -> Path:
-    folder = tmp_path / "gates"
-    folder.mkdir()
-    return folder
-
-
 @asynccontextmanager
 async def depot(repo: Path, *flags: str) -> AsyncIterator[Depot]:
     """Ready: what was wanted at the start has been loaded."""

@@ -25,20 +25,6 @@ from tests.e2e.server import (
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture
-def repo(tmp_path: Path) -> Path:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def gates(tmp_path: Path) -> Path:
-    folder = tmp_path / "gates"
-    folder.mkdir()
-    return folder
-
-
 def left_behind(repo: Path) -> list[str]:
     """Files in the state folder that belong to a running server, and shared memory."""
     state = repo.parent / "state"

@@ -201,6 +201,13 @@ def test_any_bytes_are_whole_elements_or_refused(data: bytes):
     assert pack_bytes(array) == data
 
 
+def test_counting_stops_where_nobody_needs_to_know_more():
+    data = bytes(4 * 10_000)
+    assert count_bytes(data) == 10_000 and count_bytes(data, most=7) == 7
+    with pytest.raises(InvalidTensorError, match="holds 1002 elements"):
+        Tensor("x", "BYTES", (1,), data).check_size()
+
+
 def test_skipping_more_elements_than_there_are_ends_with_the_data():
     data = pack_bytes(np.array([b"a", b"bc"], object))
     assert [skip_bytes(data, 0, 0), skip_bytes(data, 0, 1), skip_bytes(data, 5, 1)] == [0, 5, 11]
