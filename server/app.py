@@ -70,6 +70,7 @@ def build_app(models: Repository, settings: Settings, metrics: Metrics | None = 
             authorize=authorize,
             meter=counts.meter,
             max_body=settings.max_body,
+            shed=counts.shed,
         )
 
     known = {

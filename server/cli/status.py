@@ -207,4 +207,6 @@ def _screen(console: Console) -> Iterator[Callable[[list[dict[str, Any]], str], 
 
 
 def _problem(found: dict[str, Any]) -> str:
-    return f"{found['where']}: {found['message']}" + (f" ({found['hint']})" if found["hint"] else "")
+    return f"{found['where']}: {found['message']}" + (
+        f" ({found['hint']})" if found["hint"] else ""
+    )

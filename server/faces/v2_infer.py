@@ -18,10 +18,12 @@ from litestar.types import Receive, Scope, Send
 
 from repository.errors import (
     CapacityError,
+    DrainingError,
     FailedError,
     InferenceFailedError,
     ModelNotFoundError,
     ModelNotReadyError,
+    QueueFullError,
     UnavailableError,
     VersionNotFoundError,
 )
@@ -46,6 +48,12 @@ CODE_HEADER = b"x-modeldepot-code"
 JSON = (b"content-type", b"application/json")
 BINARY = (b"content-type", b"application/octet-stream")
 CLOSE = (b"connection", b"close")
+SHED: dict[type[Exception], str] = {
+    QueueFullError: "queue_full",
+    DrainingError: "draining",
+    errors.DeadlineError: "deadline",
+    errors.PayloadTooLargeError: "body_size",
+}
 
 
 class _Call:
@@ -74,8 +82,10 @@ async def infer(
     meter: InferMeter,
     max_body: int = MAX_BODY,
     max_chunks: int = MAX_CHUNKS,
+    shed: Callable[[str], None] = lambda reason: None,
 ) -> None:
-    """`authorize(scope)` raises what is to be answered to a request without a right to be here."""
+    """`authorize(scope)` raises what is to be answered to a request without a right to be here;
+    `shed(reason)` is told of one that was turned away for want of room or time."""
     began = time.perf_counter()
     call = _Call()
     outcome: Outcome | None = "canceled"
@@ -87,6 +97,8 @@ async def infer(
         pass
     except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the client gets an answer
         outcome = outcome_of(error)
+        if (reason := SHED.get(type(error))) is not None:
+            shed(reason)
         await _refuse(call, scope, send, error)
     finally:
         if outcome is not None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from repository.errors import (
+    DrainingError,
     InferenceFailedError,
     InvalidTensorError,
     ModelNotReadyError,
@@ -15,7 +16,7 @@ from repository.errors import (
 )
 from repository.messages import InferResponse
 from repository.tensors import Tensor
-from server.errors import UnauthorizedError
+from server.errors import DeadlineError, UnauthorizedError
 from tests.fakes.bodies import body, tensor
 from tests.integration.v2 import Stage
 
@@ -172,6 +173,19 @@ async def test_what_fails_is_told_by_the_one_map():
         "rejected",
     ]
     assert stage.leases == 0
+
+
+async def test_what_is_turned_away_for_want_of_room_or_time_is_told_by_its_reason():
+    reasons = []
+    stage = Stage(shed=reasons.append, max_body=1000)
+    async with stage.client as client:
+        for error in (QueueFullError("full"), DrainingError("going"), DeadlineError("late")):
+            stage.models.answers = lambda _, error=error: error
+            assert (await infer(client)).status_code == 503
+        await infer(client, content=b" " * 1001)
+        stage.models.answers = lambda _: InferenceFailedError("bad model")
+        await infer(client)
+    assert reasons == ["queue_full", "draining", "deadline", "body_size"]
 
 
 async def test_a_refusal_at_once_ends_the_lease_too():

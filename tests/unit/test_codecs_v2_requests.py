@@ -10,7 +10,7 @@ from repository.errors import InvalidRequestError, InvalidTensorError, Repositor
 from repository.messages import TensorSpec
 from server.codecs import v2_binary, v2_json
 from server.codecs.v2_paths import Route, model_of, route_of
-from server.codecs.v2_plan import plan_of
+from server.codecs.v2_plan import MOST_TEXTS, plan_of
 from server.errors import ServerError, UnsupportedError
 from tests.fakes.bodies import body, tensor
 
@@ -182,6 +182,18 @@ def test_a_size_below_zero_is_refused():
 @pytest.mark.parametrize("shape", ["1", [1.0], [True], None, 1, ["1"]])
 def test_a_shape_is_a_list_of_whole_numbers(shape):
     assert "shape" in refusal({"name": "x", "shape": shape, "datatype": "INT8", "data": [1]})
+
+
+def test_a_name_that_is_given_twice_is_found_among_any_number():
+    """In time that grows with their number and not with its square: that would be minutes."""
+    names = [{"name": f"x{i}", "shape": [0], "datatype": "FP32", "data": []} for i in range(50_000)]
+    assert refusal(*names, names[-1]) == "input 'x49999' already exists in request"
+
+
+def test_texts_are_bounded_in_their_number():
+    many = tensor("x", [MOST_TEXTS + 1], "BYTES", binary_data_size=4)
+    assert f"at most {MOST_TEXTS}" in refusal(many, blobs=bytes(4))
+    assert f"at most {MOST_TEXTS}" in refusal(tensor("x", [MOST_TEXTS + 1], "BYTES", ["a"]))
 
 
 def test_names_are_given_once():
