@@ -135,7 +135,7 @@ async def test_who_asks_again_as_told_gets_an_answer_however_often_the_worker_is
 
         async def insist() -> int:
             answered = 0
-            while not stop.is_set():
+            while not (stop.is_set() and answered):  # asks until it has been answered
                 x = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0.0] * 4}
                 got = await client.post("/v2/models/hit/infer", json={"inputs": [x]})
                 answered += got.status_code == 200
