@@ -12,7 +12,9 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from repository.devices.inventory import Devices, budgets
 from repository.dry_run import foresee
@@ -101,7 +103,6 @@ class Repository:
                 options.root,
                 trust_code=options.trust_code,
                 gpus=self._devices.gpus(),
-                settle_s=options.settle_s,
             ),
             Settler(options.settle_s),
             self._tell,
@@ -187,7 +188,7 @@ class Repository:
         """A lease, not yet begun, on the newest READY generation; without a version, of the highest
         version that is READY. Aliases are followed.
 
-        Raises ModelNotFoundError, VersionNotFoundError, ModelNotReadyError.
+        Raises ModelNotFoundError, InvalidNameError, VersionNotFoundError, ModelNotReadyError.
         """
         gen = self._models.routes.find(model, version)
         if gen is None:
@@ -208,6 +209,7 @@ class Repository:
         model = self._models.routes.model(name)
         if model in self._models.folders or self._of(model):
             return not_serving(name, version, self.status(model))
+        check_name(name)
         why = self._why_no_model(name)
         return ModelNotFoundError(
             f"Request for unknown model: '{shown(name)}' is not found{why and f': {why}'}"
@@ -344,23 +346,11 @@ class Repository:
         infos = {info.device: info for info in self._devices.devices()}
         reports = []
         for device, ledger in self._models.ledgers.items():
-            info = infos.get(device)
-            reports.append(
-                DeviceReport(device, device, ledger.capacity, ledger.held)
-                if info is None
-                else DeviceReport(
-                    device=device,
-                    name=info.name,
-                    budget=ledger.capacity,
-                    reserved=ledger.held,
-                    total=info.total,
-                    used=info.used,
-                    uuid=info.uuid,
-                    utilization=info.utilization,
-                    power_w=info.power_w,
-                    temperature_c=info.temperature_c,
-                )
-            )
+            told: dict[str, Any] = {"device": device, "name": device}
+            if device in infos:
+                told = asdict(infos[device])
+                del told["free"]  # what is free to us is the budget's business
+            reports.append(DeviceReport(budget=ledger.capacity, reserved=ledger.held, **told))
         return reports
 
     @property

@@ -21,6 +21,15 @@ from repository.messages import InferRequest, InferResponse, Loaded
 from repository.spec import ModelSpec
 from repository.tensors import Array, Tensor
 
+# Says that a request is inside, and keeps it there.
+SLOW = """
+    import pathlib, time
+    class Model:
+        def infer(self, inputs):
+            pathlib.Path(MARK).write_text("here")
+            time.sleep(600)
+"""
+
 
 @asynccontextmanager
 async def forking() -> AsyncIterator[Zygotes]:

@@ -43,7 +43,6 @@ class Scanner:
 
     root        as given: it may be a link that is moved, so it is followed anew each time
     gpus        this machine's ("cuda:0", ...); None: not known, so no config is refused for it
-    settle_s    accepted for symmetry with the Settler; a scan itself waits for nothing
     """
 
     def __init__(
@@ -52,10 +51,8 @@ class Scanner:
         *,
         trust_code: bool,
         gpus: Sequence[str] | None = (),
-        settle_s: float = 1.0,
     ) -> None:
         self.root = root
-        self.settle_s = settle_s
         self._rules = Rules(trust_code, None if gpus is None else tuple(gpus))
         self._known: dict[str, _Known] = {}
         self._last: dict[str, ModelFolder] = {}

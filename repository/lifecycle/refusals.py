@@ -20,7 +20,12 @@ KINDS = {"trust": UntrustedCodeError, "incomplete": IncompleteFilesError}
 
 
 def not_serving(name: str, version: int | None, status: ModelStatus) -> RepositoryError:
-    """To a request; in Triton's words, which its clients look for. `name` as the request had it."""
+    """To a request; in Triton's words, which its clients look for. `name` as the request had it.
+
+    What is on its way (loading, or its worker has just died): ModelNotReadyError, come again. A
+    version that exists and does not serve: the same without a promise. One that does not exist, or a
+    model of which nothing serves: VersionNotFoundError.
+    """
     gens = [g for g in status.generations if version in (None, g.spec.version)]
     if any(g.state in RISING for g in gens):
         return ModelNotReadyError(f"model '{name}' is still loading", retry_after_s=1.0)
@@ -28,16 +33,13 @@ def not_serving(name: str, version: int | None, status: ModelStatus) -> Reposito
         return ModelNotReadyError(
             f"the worker of model '{name}' died; it is being started again", retry_after_s=1.0
         )
-    if version is not None and (status.folder is None or version not in status.folder.versions):
-        return VersionNotFoundError(
-            f"Request for unknown model: '{name}' version {version} is not found"
-        )
+    refused = f"Request for unknown model: '{name}'"
     why = f": {status.last_error.message}" if status.last_error else ""
-    return VersionNotFoundError(
-        f"Request for unknown model: '{name}' has no available versions{why}"
-        if version is None
-        else f"Request for unknown model: '{name}' version {version} is not at ready state{why}"
-    )
+    if version is None:
+        return VersionNotFoundError(f"{refused} has no available versions{why}")
+    if gens or (status.folder is not None and version in status.folder.versions):
+        return ModelNotReadyError(f"{refused} version {version} is not at ready state{why}")
+    return VersionNotFoundError(f"{refused} version {version} is not found")
 
 
 def _will_be_back(newest: Generation) -> bool:

@@ -23,7 +23,6 @@ from repository.messages import TensorSpec
 from repository.repository import Repository
 from server import errors
 from server.codecs.v2_paths import Route, model_of
-from server.codecs.v2_words import in_v2_words
 
 READY = "/ready"
 Reply = Response[bytes]
@@ -79,18 +78,15 @@ def model(request: Request[Any, Any, Any], models: NamedDependency[Repository]) 
     try:
         return _model_ready(models, route) if asked_ready else _model_metadata(models, route)
     except RepositoryError as error:
-        return _refused(in_v2_words(models, route.model, route.version, error))
+        return _refused(error)
 
 
 def _model_ready(models: Repository, route: Route) -> Reply:
     """On its way, or a version that does not serve: 400. Else not found: 404 with the reason."""
     try:
         models.lease(*route)
-    except RepositoryError as error:
-        told = in_v2_words(models, route.model, route.version, error)
-        if isinstance(told, ModelNotReadyError):
-            return _told({"error": "Model version not ready"}, status=400)
-        return _refused(told)
+    except ModelNotReadyError:
+        return _told({"error": "Model version not ready"}, status=400)
     return _empty(200)
 
 

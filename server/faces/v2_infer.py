@@ -21,13 +21,10 @@ from repository.errors import (
     DrainingError,
     FailedError,
     InferenceFailedError,
-    ModelNotFoundError,
-    ModelNotReadyError,
     QueueFullError,
     UnavailableError,
-    VersionNotFoundError,
 )
-from repository.lifecycle.generation import Generation, Lease
+from repository.lifecycle.generation import Generation
 from repository.messages import InferRequest, InferResponse
 from repository.repository import Repository
 from repository.tensors import Buffer
@@ -35,7 +32,6 @@ from server import errors
 from server.codecs import v2_binary
 from server.codecs.v2_paths import route_of
 from server.codecs.v2_plan import RAW_PLAN, Plan, plan_of
-from server.codecs.v2_words import in_v2_words
 from server.intake import MAX_BODY, MAX_CHUNKS, ClientGoneError, read_body, read_headers
 from server.metrics.meter import UNKNOWN_MODEL, InferMeter, Outcome
 from server.patience import answer_of
@@ -135,7 +131,8 @@ async def _serve(
     header, blobs = v2_binary.split(body, announced.json_length)
     raw = announced.json_length is not None and not header
     plan = RAW_PLAN if raw else plan_of(header)
-    lease, used = _lease(models, *route), False
+    lease, used = models.lease(*route), False
+    lease.begin()
     try:
         gen = lease.generation
         call.model, call.version = gen.spec.model, gen.spec.version
@@ -152,16 +149,6 @@ async def _serve(
 
 
 # the request --------------------------------------------------------------------------------------
-
-
-def _lease(models: Repository, model: str, version: int | None) -> Lease:
-    """Begun."""
-    try:
-        lease = models.lease(model, version)
-        lease.begin()
-    except (ModelNotFoundError, VersionNotFoundError, ModelNotReadyError) as error:
-        raise in_v2_words(models, model, version, error) from error
-    return lease
 
 
 def _raw(gen: Generation, body: memoryview) -> InferRequest:

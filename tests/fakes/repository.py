@@ -17,15 +17,15 @@ from repository.errors import (
     DrainingError,
     LoadFailedError,
     ModelNotFoundError,
-    ModelNotReadyError,
     RepositoryError,
-    VersionNotFoundError,
 )
 from repository.events import EventBus
 from repository.lifecycle.generation import Generation, Lease, Trigger
-from repository.lifecycle.states import RISING, TERMINAL, Event, State
+from repository.lifecycle.refusals import not_serving
+from repository.lifecycle.states import TERMINAL, Event, State
 from repository.lifecycle.status import ModelStatus, Public, describe
 from repository.messages import InferRequest, InferResponse, Loaded
+from repository.names import check_name
 from repository.reports import DeviceReport, DryRun, LoadReport, UnloadAllReport, UnloadReport
 from repository.repository import Repository
 from repository.snapshot import ModelFolder
@@ -159,24 +159,15 @@ class FakeRepository(Repository):
             self.left += 1
 
     def lease(self, model: str, version: int | None = None) -> Lease:
-        folder = self._folder(model)
-        if version is not None and version not in folder.versions:
-            raise VersionNotFoundError(
-                f"Request for unknown model: '{model}' version {version} is not found"
-            )
-        gens = self.generations.get(folder.name, ())
-        gens = [g for g in gens if version in (None, g.spec.version)]
-        ready = [g for g in gens if g.state is State.READY]
-        if not ready and any(g.state in RISING for g in gens):
-            raise ModelNotReadyError(f"model '{model}' is still loading", retry_after_s=1.0)
-        if not ready:
-            why = (
-                "has no available versions"
-                if version is None
-                else (f"version {version} is not at ready state")
-            )
-            raise VersionNotFoundError(f"Request for unknown model: '{model}' {why}")
-        return max(ready, key=lambda g: (g.spec.version, g.serial)).lease()
+        folder = self._folder(check_name(model))
+        gens = [
+            g
+            for g in self.generations.get(folder.name, ())
+            if version in (None, g.spec.version) and g.state is State.READY
+        ]
+        if not gens:
+            raise not_serving(model, version, self.status(model))
+        return max(gens, key=lambda g: (g.spec.version, g.serial)).lease()
 
     def infer(self, gen: Generation, request: InferRequest) -> Any:
         """`answers` gives a response, an exception to fail with, or a future of its own."""

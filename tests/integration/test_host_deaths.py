@@ -23,6 +23,7 @@ from repository.hosts.zygotes import Zygote
 from repository.tensors import Tensor
 from tests import models
 from tests.hosting import (
+    SLOW,
     Waymark,
     ask,
     children,
@@ -36,14 +37,6 @@ from tests.hosting import (
 
 ROOT = Path(__file__).parents[2]
 X = Tensor.of("x", np.zeros((1, 4), np.float32))
-
-SLOW = """
-    import pathlib, time
-    class Model:
-        def infer(self, inputs):
-            pathlib.Path(MARK).write_text("here")
-            time.sleep(600)
-"""
 
 
 async def test_work_in_flight_on_a_killed_worker_fails_as_worker_died(tmp_path):

@@ -31,14 +31,6 @@ from tests.hosting import (
 ROOT = Path(__file__).parents[2]
 X = Tensor.of("x", np.zeros((1, 4), np.float32))
 
-SLOW = """
-    import pathlib, time
-    class Model:
-        def infer(self, inputs):
-            pathlib.Path(MARK).write_text("here")
-            time.sleep(600)
-"""
-
 
 async def test_a_model_is_loaded_asked_and_stopped_and_nothing_is_left(tmp_path):
     spec = models.spec_of(models.add_onnx(tmp_path / "m/1/model.onnx", 2.0))
