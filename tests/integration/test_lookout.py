@@ -28,7 +28,7 @@ class Eyes(Scanner):
     """A scanner that counts, and fails as often as it is told to."""
 
     def __init__(self, root):
-        super().__init__(root, trust_code=False, settle_s=SETTLE_S)
+        super().__init__(root, trust_code=False)
         self.scans, self.failures = 0, []
         self.began = threading.Event()
 
