@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from repository.forms import Form
 from repository.tensors import Tensor
 
 Parameters: TypeAlias = dict[str, Any]
@@ -39,20 +40,25 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 class InferRequest(msgspec.Struct, gc=False):
-    """`outputs` empty means all of them. `parameters` are the request's own (KServe V2)."""
+    """`outputs` empty means all of them. `parameters` are the request's own (KServe V2), read only.
+
+    `form`, where it is known: all of this but the bytes, shared by the requests that say the same.
+    """
 
     inputs: list[Tensor]
     outputs: tuple[str, ...] = ()
     id: str = ""
     parameters: Parameters = msgspec.field(default_factory=dict)
+    form: Form | None = None
 
 
 class InferResponse(msgspec.Struct, gc=False):
     """`queue_s` waiting for its batch, `compute_s` inside the backend, `batch_size` of the whole batch
-    that it was part of (0 where the model does not batch)."""
+    that it was part of (0 where the model does not batch). `form` as in a request."""
 
     outputs: list[Tensor]
     parameters: Parameters = msgspec.field(default_factory=dict)
     queue_s: float = 0.0
     compute_s: float = 0.0
     batch_size: int = 0
+    form: Form | None = None

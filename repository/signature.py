@@ -12,10 +12,11 @@ from typing import Any
 
 from repository.config import ModelConfig, TensorConfig
 from repository.errors import InvalidTensorError
+from repository.forms import Form
 from repository.messages import InferRequest, Loaded, TensorSpec
 from repository.tensors import Shape, Tensor
 
-REMEMBERED = 256  # forms of requests with one input that need no second look
+REMEMBERED = 256  # forms that need no second look
 BATCH_NOTE = (
     " NOTE: Setting a non-zero max_batch_size puts a batch dimension before the others of every "
     "input; with max_batch_size 0 a shape is exactly what is sent."
@@ -43,7 +44,7 @@ class Signature:
         self._inputs = {spec.name: spec for spec in inputs}
         self._required = [spec.name for spec in self.required]
         self._outputs = frozenset(spec.name for spec in outputs)
-        self._accepted: set[tuple[str, str, Shape, int, tuple[str, ...]]] = set()
+        self._accepted: set[Form] = set()
         self._metadata = {"inputs": _described(inputs), "outputs": _described(outputs)}
 
     def metadata(self) -> dict[str, list[dict[str, Any]]]:
@@ -52,18 +53,17 @@ class Signature:
 
     def accept(self, request: InferRequest) -> None:
         """Raises InvalidTensorError, naming what does not fit, unless the model can take it."""
-        inputs = request.inputs
-        if len(inputs) == 1:
-            only = inputs[0]
-            form = (only.name, only.datatype, only.shape, len(only.data), request.outputs)
-            if form in self._accepted:
-                return
-            self._check(request)
-            if only.datatype != "BYTES" and self._inputs and len(self._accepted) < REMEMBERED:
-                self._accepted.add(form)
-        else:
-            self._check_names_differ(inputs)
-            self._check(request)
+        form = request.form
+        if form is not None and form in self._accepted:
+            return
+        if len(request.inputs) > 1:
+            self._check_names_differ(request.inputs)
+        self._check(request)
+        # Where a text ends is not in the form, nor what a model takes that names no inputs.
+        if form is not None and form.fixed and self._inputs:
+            if len(self._accepted) >= REMEMBERED:
+                self._accepted.clear()
+            self._accepted.add(form)
 
     def _check(self, request: InferRequest) -> None:
         inputs = request.inputs

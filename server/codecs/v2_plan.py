@@ -1,20 +1,23 @@
 """The JSON header of an infer request, read and judged without the bytes that follow it.
 
 A Plan depends on the header alone and never changes, so one plan serves every request that brings
-the same header. Sizes are compared with each other here and with the body in `v2_binary`; nothing
-is allocated from a number that a client wrote.
+the same header: those in front of binary data, which clients repeat, are remembered. Sizes are
+compared with each other here and with the body in `v2_binary`; nothing is allocated from a number
+that a client wrote.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from repository.errors import InvalidRequestError, InvalidTensorError
+from repository.forms import Blank, Form
 from repository.messages import Parameters
 from repository.tensors import DATATYPES, Buffer, Shape
 from server.codecs import v2_json
@@ -22,6 +25,8 @@ from server.errors import UnsupportedError
 
 MOST_AXES = 64  # what numpy can hold
 MOST_BYTES = 1 << 63
+MOST_REMEMBERED = 1024  # headers
+LONGEST_REMEMBERED = 4096  # bytes of one
 MOST_TEXTS = 1 << 20  # elements of BYTES: each costs a step of its own, whatever its length
 
 
@@ -102,6 +107,7 @@ class Plan(NamedTuple):
     binary       those of them that are wanted in binary form
     rest_binary  the form of outputs when none were named
     parameters   the request's own, without those that only concern its form
+    form         what the tensors are but for their bytes; None: the header will not come again
     """
 
     pieces: tuple[Piece, ...]
@@ -110,12 +116,35 @@ class Plan(NamedTuple):
     rest_binary: bool = False
     id: str = ""
     parameters: Parameters = _NO_PARAMETERS
+    form: Form | None = None
 
     def wants_binary(self, output: str) -> bool:
         return output in self.binary if self.outputs else self.rest_binary
 
 
 RAW_PLAN = Plan((), rest_binary=True)  # a raw binary request has no header; all it gets is binary
+
+
+def known_plan_of(header: bytes) -> Plan:
+    """As `plan_of`, for a header that is likely to come again."""
+    return _remembered(header) if len(header) <= LONGEST_REMEMBERED else plan_of(header)
+
+
+@lru_cache(MOST_REMEMBERED)
+def _remembered(header: bytes) -> Plan:
+    plan = plan_of(header)
+    # Data that the header brings is served to many: nobody may write to it.
+    pieces = tuple(
+        [
+            p if p.data is None else p._replace(data=memoryview(p.data).toreadonly())
+            for p in plan.pieces
+        ]
+    )
+    blanks = [
+        Blank(p.name, p.datatype, p.shape, p.size if p.data is None else len(p.data))
+        for p in pieces
+    ]
+    return plan._replace(pieces=pieces, form=Form(blanks, plan.outputs, plan.parameters))
 
 
 def plan_of(header: bytes) -> Plan:

@@ -130,7 +130,7 @@ async def _serve(
     call.read = True
     header, blobs = v2_binary.split(body, announced.json_length)
     raw = announced.json_length is not None and not header
-    plan = RAW_PLAN if raw else plan_of(header)
+    plan = RAW_PLAN if raw else known_plan_of(header) if announced.json_length else plan_of(header)
     lease, used = models.lease(*route), False
     lease.begin()
     try:
