@@ -9,15 +9,16 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SOURCES := repository server tests examples $(wildcard bench/*.py)
+SOURCES := repository server tests examples $(wildcard bench/*.py bench/peers/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock build clean
+.PHONY: help run test check bench bench-peers format lock build clean
 
 help:
 	@echo "make run     install, serve examples/models on http://$(HOST):$(PORT), show what to try"
 	@echo "make test    install, run the tests (ARGS=... goes to pytest)"
 	@echo "make check   format, lint, types, floors, tests: what CI runs"
+	@echo "make bench   compare with limits and peers (ARGS=--quick: a first look; see bench/compare.py)"
 	@echo "make format  rewrite the sources in the one format"
 	@echo "make lock    resolve constraints.txt anew"
 	@echo "make build   a wheel in dist/"
@@ -53,6 +54,13 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports --no-logo
 	@$(MAKE) --no-print-directory test
 
+# Peers that cannot be installed are told and left out. ARGS=--no-peers: none are installed.
+bench: $(if $(findstring --no-peers,$(ARGS)),$(VENV)/.dev,bench-peers)
+	@$(BIN)/python -m bench.compare $(ARGS)
+
+bench-peers: $(VENV)/.dev
+	@$(BIN)/python -m bench.environment || echo "bench/.venv could not be made: no peers" >&2
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix-only --select I $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
@@ -72,5 +80,5 @@ build: $(VENV)/.dev
 	@$(PIP) wheel --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache bench/out
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache bench/out bench/.venv
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,18 +22,21 @@ import httpx
 import psutil
 
 PATIENCE_S = 300.0
+PROGRAM = (sys.executable, "-m", "server")
 
 
 class Depot:
-    """`python -m server serve` on a free port. `url` once it serves."""
+    """`python -m server serve` on a free port. `url` once it serves. `program`: another server."""
 
-    def __init__(self, repo: Path, state_dir: Path, *flags: str) -> None:
+    def __init__(
+        self, repo: Path, state_dir: Path, *flags: str, program: Sequence[str] = PROGRAM
+    ) -> None:
         self.began = time.perf_counter()
         self.url = ""
         self.state_dir = state_dir
         self.log: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "server", "serve", str(repo), "--port", "0",
+            [*program, "serve", str(repo), "--port", "0",
              "--state-dir", str(state_dir), "--trust-code", *flags],
             stderr=subprocess.PIPE,
             text=True,
@@ -88,8 +91,10 @@ class Depot:
 
 
 @contextmanager
-def serving(repo: Path, state_dir: Path, *flags: str) -> Iterator[tuple[Depot, httpx.Client]]:
-    depot = Depot(repo, state_dir, *flags)
+def serving(
+    repo: Path, state_dir: Path, *flags: str, program: Sequence[str] = PROGRAM
+) -> Iterator[tuple[Depot, httpx.Client]]:
+    depot = Depot(repo, state_dir, *flags, program=program)
     try:
         depot.url = depot.said(r"serving (http://\S+)")[1]
         with httpx.Client(base_url=depot.url, timeout=PATIENCE_S) as client:

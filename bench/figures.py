@@ -17,16 +17,24 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`aim`: at most this much; None: only told."""
+    """`aim`: at most this much; None: only told. `at_least`: an aim from below."""
 
     what: str
     value: float
     unit: str
     aim: float | None = None
+    at_least: float | None = None
 
     @property
     def reached(self) -> bool:
-        return self.aim is None or self.value <= self.aim
+        within = self.aim is None or self.value <= self.aim
+        return within and (self.at_least is None or self.value >= self.at_least)
+
+    @property
+    def wish(self) -> str:
+        if self.aim is not None:
+            return f"<= {self.aim:g} {self.unit}"
+        return "" if self.at_least is None else f">= {self.at_least:g} {self.unit}"
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -39,9 +47,9 @@ def table(title: str, rows: Sequence[Row]) -> str:
     wide = max(len(row.what) for row in rows)
     lines = [title, f"{'':<{wide}}  {'measured':>12}  {'aim':>12}"]
     for row in rows:
-        aim = "" if row.aim is None else f"<= {row.aim:g} {row.unit}"
         mark = "" if row.reached else "  MISSED"
-        lines.append(f"{row.what:<{wide}}  {f'{row.value:.4g} {row.unit}':>12}  {aim:>12}{mark}")
+        value = f"{row.value:.4g} {row.unit}"
+        lines.append(f"{row.what:<{wide}}  {value:>12}  {row.wish:>12}{mark}")
     return "\n".join(lines)
 
 

@@ -1,11 +1,12 @@
 """What clients notice of reloads: failed requests, and the slowest one against a quiet time.
 
-    python -m bench.reload [--clients 8] [--reloads 10] [--rounds 3] [--json bench/out/reload.json]
+    python -m bench.reload [--clients 8] [--large 2] [--reloads 10] [--rounds 3] [--json FILE]
 
-Needs the development environment. Clients in a process of their own ask a tiny ONNX model without a
-pause. In each round the model is reloaded again and again, by one kind of change after the other;
-then it is left alone for as long. Both times are compared within the round: server and clients share
-the cores, so the absolute figures say little. About 20 s a round of ten, never more than --limit.
+Needs the development environment. Clients in processes of their own ask a tiny ONNX model without a
+pause: `--clients` with 128 bytes, `--large` with 600 kB. In each round the model is reloaded again and
+again, by one kind of change after the other; then it is left alone for as long. Both times are
+compared within the round: server and clients share the cores, so the absolute figures say little.
+About 10 s a round of ten, never more than --limit.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ import numpy as np
 from bench.depot import Depot, serving
 from bench.figures import Row, quantile, table, write
 from tests import models
-from tests.e2e.load import Load
+from tests.e2e.load import ROWS, Load
 
 SETTLE_S = 0.2
 WARM_UP_S = 2.0
+LARGE_ROWS = 37_500  # 600 kB
 FILE = Path("1/model.onnx")
 Span = tuple[float, float]  # wall seconds
 
@@ -71,8 +73,8 @@ class Changes:
 
 
 @contextmanager
-def asking(url: str, clients: int) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "tests.e2e.load", url, "m", str(clients), "0"]
+def asking(url: str, clients: int, rows: int = ROWS) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "tests.e2e.load", url, "m", str(clients), "0", str(rows)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
@@ -106,28 +108,40 @@ def latencies(load: Load, span: Span) -> list[float]:
     return found
 
 
-def rows_of(
-    load: Load, busy: list[Span], quiet: list[Span], took: dict[str, list[float]]
-) -> list[Row]:
+def rows_of(who: str, load: Load, busy: list[Span], quiet: list[Span]) -> list[Row]:
     pairs = [(latencies(load, b), latencies(load, q)) for b, q in zip(busy, quiet, strict=True)]
     some, none = ([x for part in parts for x in part] for parts in zip(*pairs, strict=True))
     seconds = [sum(end - began for began, end in spans) for spans in (busy, quiet)]
-
-    def ratio(share: float) -> float:
-        return median(quantile(b, share) / quantile(q, share) for b, q in pairs)
-
+    rows = [
+        Row(f"{who}: requests", load.count, ""),
+        Row(f"{who}: failed", len(load.failed), "", 0),
+    ]
+    for name, share, aim in (
+        ("slowest", 1.0, 2),
+        ("p99.9", 0.999, None),
+        ("p99", 0.99, None),
+        ("p50", 0.5, None),
+    ):
+        ratios = [quantile(b, share) / quantile(q, share) for b, q in pairs]
+        rows.append(
+            Row(f"{who}: {name}, reloads / quiet, median of rounds", median(ratios), "x", aim)
+        )
+        if share == 1.0:
+            rows.append(Row(f"{who}: the same, best round", min(ratios), "x"))
+            rows.append(Row(f"{who}: the same, worst round", max(ratios), "x"))
     return [
-        Row("requests", load.count, ""),
-        Row("failed", len(load.failed), "", 0),
+        *rows,
+        Row(f"{who}: slowest during reloads", 1000 * max(some), "ms"),
+        Row(f"{who}: slowest in quiet", 1000 * max(none), "ms"),
+        Row(
+            f"{who}: rate, reloads / quiet", len(some) / seconds[0] / (len(none) / seconds[1]), "x"
+        ),
+    ]
+
+
+def changes_of(took: dict[str, list[float]]) -> list[Row]:
+    return [
         Row("reloads", sum(map(len, took.values())), ""),
-        Row("slowest, reloads / quiet, median of rounds", ratio(1.0), "x", 2),
-        Row("p99.9, reloads / quiet, median of rounds", ratio(0.999), "x"),
-        Row("p99, reloads / quiet, median of rounds", ratio(0.99), "x"),
-        Row("p50, reloads / quiet, median of rounds", ratio(0.5), "x"),
-        Row("slowest during reloads", 1000 * max(some), "ms"),
-        Row("slowest in quiet", 1000 * max(none), "ms"),
-        Row("requests during reloads", len(some) / seconds[0], "/s"),
-        Row("requests in quiet", len(none) / seconds[1], "/s"),
         *(
             Row(f"change to serving, {way}, p50", 1000 * quantile(times, 0.5), "ms")
             for way, times in took.items()
@@ -136,9 +150,18 @@ def rows_of(
     ]
 
 
+def answers(process: subprocess.Popen[bytes]) -> Load:
+    """Lets the clients finish; what they saw."""
+    out, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"the clients ended with {process.returncode}")
+    return msgspec.json.decode(out, type=Load)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--large", type=int, default=2, help="clients with 600 kB")
     parser.add_argument("--reloads", type=int, default=10, help="in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=120.0, help="seconds for all rounds")
@@ -155,7 +178,10 @@ def main() -> None:
             server.said(r"ready after")
             changes = Changes(home, client, args.rounds * args.reloads)
             ends = time.monotonic() + args.limit
-            with asking(server.url, args.clients) as clients:
+            with (
+                asking(server.url, args.clients) as small,
+                asking(server.url, args.large, LARGE_ROWS) as large,
+            ):
                 time.sleep(WARM_UP_S)
                 for _ in range(args.rounds):
                     began = time.time()
@@ -167,15 +193,17 @@ def main() -> None:
                     quiet.append((done + 0.1, time.time()))  # the last old generation still leaves
                     if time.monotonic() > ends:
                         break
-                out, _ = clients.communicate()
-        if clients.returncode:
-            raise SystemExit(f"the clients ended with {clients.returncode}")
-    load = msgspec.json.decode(out, type=Load)
-    rows = rows_of(load, busy, quiet, took)
-    title = f"{args.clients} clients, {len(busy)} rounds of {args.reloads} reloads"
+                loads = {"128 B": answers(small), "600 kB": answers(large)}
+    rows = [
+        *(row for who, load in loads.items() for row in rows_of(who, load, busy, quiet)),
+        *changes_of(took),
+    ]
+    clients = f"{args.clients} clients with 128 B, {args.large} with 600 kB"
+    title = f"{clients}, {len(busy)} rounds of {args.reloads} reloads"
     print(table(title, rows))
-    for text in load.failed[:5]:
-        print(text, file=sys.stderr)
+    for load in loads.values():
+        for text in load.failed[:5]:
+            print(text, file=sys.stderr)
     if args.json:
         write(args.json, title, rows, change_to_serving_s=took)
 

@@ -1,14 +1,18 @@
-"""Requests wait here for their turn at the host; where the model batches, they go in company.
+"""Requests go from here to the host; where the model batches, they go in company.
 
-Without batching (max_batch_size 0) a request goes alone; each slot of the host is given two, one
-that runs and one that waits at the worker, so that it never idles between them. With batching a
+Without batching (max_batch_size 0, or batching.enabled false) a request goes alone. With batching a
 batch is formed one loop iteration after its first request came, so that all that arrived together
-go together, and each slot has one batch in flight: what comes meanwhile is the next batch.
+go together, and each slot has one batch in flight: what comes meanwhile is the next batch. Where
+requests have come one by one of late, the first of a batch does not wait for others.
 
-Rules: nobody overtakes. The head of the queue decides what goes with it, and only the unbroken run
-of compatible requests behind it may. A batch of one is passed through untouched. No task is made
-for a request. Whoever cancelled its future while it waited is dropped; in flight, its rows are
-thrown away. Nothing is retried here. All calls come from the event loop's thread.
+Rules: who is served next is the queue's business (`repository.queueing`), and nobody overtakes: the
+head of the queue decides what goes with it, and only the unbroken run of compatible requests behind
+it may. A batch of one is passed through untouched. No task is made for a request. Whoever cancels
+while it waits is dropped; in flight, its rows are thrown away. A batch that the model refuses for
+what one of its requests holds (InvalidTensorError) is run again one by one, so that only that one
+fails; nothing else is ever run twice. All calls come from the event loop's thread.
+
+How far ahead the host is sent work, and who a batch waits for, follows from `repository.pacing`.
 
 It must not know how a model runs, nor check requests: `repository.signature` did that before.
 """
@@ -20,46 +24,44 @@ import copy
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 
 from repository.config import Batching, ModelConfig
 from repository.errors import (
     InferenceFailedError,
+    InvalidTensorError,
     QueueFullError,
     RepositoryError,
+    RequestTimeoutError,
     WorkerDiedError,
 )
 from repository.hosts.base import Host
-from repository.merging import Group, merge, place, split
+from repository.merging import merge, place, split
 from repository.messages import InferRequest, InferResponse, Loaded
+from repository.pacing import Pace, Reunion
+from repository.prompt import listen
+from repository.queueing import Alarm, InOrder, Outcome, Queue, Waiting, settle
 
-AT_A_SLOT = 2  # requests of a model without batching that one slot is given at a time
+# With several slots nothing is sent ahead while a request has been at the host for so long: nobody
+# is to stand behind it.
+STUCK_S = 0.01
+ALONE = 8  # such answers in a row after which nobody waits an iteration of the loop for company
+EARLY_S = 0.0005  # uvloop's timers have whole milliseconds: one may ring so much too soon
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.1, 30.0
 
 
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """`rows` and `group` count only where the model batches. Equal groups may share a batch."""
-
-    request: InferRequest
-    future: asyncio.Future[InferResponse]
-    arrived: float
-    rows: int = 1
-    group: Group = ()
-
-
 class Batcher:
-    """The queue in front of one generation's host. `clock` in seconds, for waiting and reporting.
+    """What stands in front of one generation's host. `clock` in seconds, for waiting and reporting.
 
     `max_queue` requests may wait (0: any number); a model's own `batching.max_queue` overrides it.
     `executions` counts what was given to the host, `samples` the rows in it (a request without
-    batching is one row).
+    a batch axis is one row).
 
     `max_delay_us`: a batch that could still grow waits at most that long, counted from its oldest
     request. `preferred_sizes`, as Triton means it: the largest preferred size that the waiting
-    requests make goes at once; past the delay, everything that fits does. (uvloop's timers have
-    whole milliseconds: a delay below 0.5 ms ends at the next loop iteration.)
+    requests make goes at once; past the delay, everything that fits does. (A delay below EARLY_S
+    ends at the next loop iteration.)
     """
 
     def __init__(
@@ -78,44 +80,66 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._clock = clock
         self._most = loaded.max_batch_size
+        self._merges = self._most > 0 and batching.enabled
+        self._slots = host.slots
+        self._pace = Pace(host.slots, merges=self._merges)
         self._delay_s = batching.max_delay_us / 1e6
         self._preferred = frozenset(batching.preferred_sizes)
-        self._limit = batching.max_queue or max_queue
-        self._queue: deque[_Waiting] = deque()
+        self._largest = max(self._preferred, default=0)
+        self._queue = Queue(batching, max_queue)
+        self._again: deque[Waiting] = deque()  # of batches that were refused: each goes alone
+        self._order = InOrder() if batching.preserve_ordering else None
+        self._give: Callable[[Waiting, Outcome], None]
+        self._give = settle if self._order is None else self._order.give
         self._busy = 0  # batches at the host
+        self._alone_in_a_row = 0  # answers of late to one request with nobody beside or behind it
         self._in_flight = 0  # requests at the host
-        self._pace_s = 0.0  # of late, seconds of a slot per request
+        # Since when, in that order; only where it matters which of several slots has what.
+        several = self._slots > 1 and not self._merges
+        self._since: dict[Waiting, float] | None = {} if several else None
+        alone = self._merges and self._slots == 1 and not (self._delay_s or self._preferred)
+        self._reunion = Reunion(self._most) if alone else None
         self._wake: asyncio.Handle | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_of: _Waiting | None = None
+        self._later = Alarm(self._loop, clock, self._look_again)
+        self._time_over = Alarm(self._loop, clock, self._on_timeout)
         self._closed: BaseException | None = None
 
     @property
     def queue_length(self) -> int:
         """Requests that wait here, without those whose client has left."""
-        return sum(not waiting.future.done() for waiting in self._queue)
+        return self._queue.length + sum(not waiting.done() for waiting in self._again)
 
     @property
     def in_flight(self) -> int:
         """Requests that the host has."""
         return self._in_flight
 
+    def room(self, size: int) -> memoryview | None:
+        """As the host has it, for a request that is on its way."""
+        return self._host.room(size)
+
     def submit(self, request: InferRequest) -> asyncio.Future[InferResponse]:
-        """The answer to come. It fails with what the host says, or with what `close` was given.
+        """The answer to come. It fails with what the host says, with RequestTimeoutError, or with
+        what `close` was given.
 
         Raises QueueFullError at once; after `close`, the error that it was given.
         """
         if self._closed is not None:
             raise _own(self._closed)
-        if self._limit and len(self._queue) >= self._limit:
-            self._forget_the_gone()
-            self._refuse_if_full()
-        waiting = _Waiting(request, self._loop.create_future(), self._clock())
-        self._queue.append(waiting)
+        waiting = Waiting(loop=self._loop)
+        waiting.request = request
+        waiting.arrived = self._clock()
+        waiting.queue = waiting.listener = None
+        waiting.rows = 1
         if self._most:
             waiting.rows, waiting.group = place(request, self._most)
-        self._go_on()
-        return waiting.future
+        if self._merges or self._queue.length or self._is_full(waiting.arrived):
+            self._enqueue(waiting)
+            return waiting
+        if self._order is not None:
+            self._order.expect(waiting)
+        self._launch_one(waiting, waiting.arrived)
+        return waiting
 
     def close(self, error: BaseException) -> None:
         """Fails what still waits and whatever comes later; what the host has is still answered."""
@@ -123,177 +147,243 @@ class Batcher:
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
-        self._stop_timer()
-        waiting, self._queue = list(self._queue), deque()
-        _fail(waiting, error)
+        self._later.stop()
+        self._time_over.stop()
+        waiting = [*self._again, *self._queue.clear()]
+        self._again.clear()
+        self._refuse(waiting, error)
+
+    # waiting --------------------------------------------------------------------------------------
+
+    def _enqueue(self, waiting: Waiting) -> None:
+        queue = self._queue
+        try:
+            queue.add(waiting)
+        except QueueFullError as error:
+            error.retry_after_s = self._retry_after_s()
+            raise
+        if self._order is not None:
+            self._order.expect(waiting)
+        if waiting.deadline is not None:
+            self._time_over.set(queue.earliest)
+        self._go_on(waiting.arrived)
+
+    def _on_timeout(self) -> None:
+        self._expire(self._clock() + EARLY_S)
+
+    def _expire(self, now: float) -> None:
+        over = self._queue.expire(now)
+        if over:
+            error = RequestTimeoutError(
+                "Request timeout expired: it waited for its turn as long as it may; ask again "
+                "later, or allow more time (the parameter timeout, or batching.timeout_us)",
+                retry_after_s=self._retry_after_s(),
+            )
+            self._refuse(over, error)
+        self._time_over.set(self._queue.earliest)
+
+    def _retry_after_s(self) -> float:
+        wait_s = self._pace.per_request_s * self._queue.length
+        return min(max(wait_s, SHORTEST_RETRY_S), LONGEST_RETRY_S)
+
+    def _refuse(self, those: Sequence[Waiting], error: BaseException) -> None:
+        """At once, whatever came before them."""
+        for waiting in those:
+            settle(waiting, _own(error))
 
     # choosing -------------------------------------------------------------------------------------
 
-    def _go_on(self) -> None:
-        """Gives the host what it has room for; where the model batches, a loop iteration later."""
-        if self._most:
-            if self._wake is None and self._busy < self._host.slots:
+    def _go_on(self, now: float) -> None:
+        """Gives the host what it has room for; where requests are merged, a loop iteration later."""
+        if self._merges:
+            if self._busy >= self._slots or self._wake is not None:
+                return
+            if self._alone_in_a_row >= ALONE:
+                self._gather(0.0)
+            else:
                 self._wake = self._loop.call_soon(self._form)
             return
-        room = self._host.slots * AT_A_SLOT
-        while self._queue and self._busy < room:
-            waiting = self._queue.popleft()
-            if not waiting.future.done():
-                self._launch([waiting], 1)
+        queue = self._queue
+        if queue.deadlines:
+            self._expire(now)
+        while queue.length and not self._is_full(now):
+            self._launch_one(queue.pop(), now)
+
+    def _is_full(self, now: float) -> bool:
+        """Whether a request that goes alone has to wait here."""
+        busy = self._busy
+        if busy < self._slots:
+            return False
+        if busy >= self._pace.room or self._since is None:
+            return busy >= self._pace.room
+        stuck = sum(1 for _ in takewhile(lambda t: now - t >= STUCK_S, self._since.values()))
+        if stuck in (0, busy):
+            return False
+        self._later.set(now + STUCK_S)  # the others may be stuck too by then, behind the first
+        return True
 
     def _form(self) -> None:
         self._wake = None
-        self._gather(late=False)
+        self._gather(0.0)
 
-    def _expire(self) -> None:
-        self._timer = self._timer_of = None
-        self._gather(late=True)
+    def _look_again(self) -> None:
+        if self._merges:
+            self._gather(EARLY_S)
+        else:
+            self._go_on(self._clock() + EARLY_S)
 
-    def _gather(self, *, late: bool) -> None:
-        """`late`: the head's delay is over, whatever the clock says (timers are coarser)."""
-        while self._queue and self._busy < self._host.slots:
-            batch = self._choose(late=late)
-            late = False
+    def _gather(self, early_s: float) -> None:
+        queue, now = self._queue, self._clock()
+        if queue.deadlines:
+            self._expire(now)
+        while self._again and self._busy < self._slots:
+            waiting = self._again.popleft()
+            if not waiting.done():
+                self._launch_one(waiting, now)
+        while queue.length and self._busy < self._slots:
+            batch, rows = self._choose(now + early_s)
             if not batch:
-                self._wait()
                 return
-            while self._queue.popleft() is not batch[-1]:
-                pass
-            self._stop_timer()
-            self._launch(batch, sum(waiting.rows for waiting in batch))
+            queue.remove(*batch)
+            self._later.stop()
+            self._launch(batch, rows, now)
 
-    def _choose(self, *, late: bool) -> list[_Waiting]:
-        """The batch that goes now; empty while it is better to wait."""
-        batch: list[_Waiting] = []
-        rows, best, full = 0, 0, False
+    def _choose(self, now: float) -> tuple[list[Waiting], int]:
+        """The batch that goes now, and its rows; empty while it is better to wait."""
+        batch: list[Waiting] = []
+        rows, best, best_rows, most = 0, 0, 0, self._most
+        full = False
         for waiting in self._queue:
-            if waiting.future.done():
-                continue
-            full = bool(batch) and (
-                rows + waiting.rows > self._most or waiting.group != batch[0].group
-            )
-            if full:
+            if batch and (rows + waiting.rows > most or waiting.group != batch[0].group):
+                full = True
                 break
             batch.append(waiting)
             rows += waiting.rows
             if rows in self._preferred:
-                best = len(batch)
-            full = rows >= self._most
-            if full:
+                best, best_rows = len(batch), rows
+            if rows >= most:
+                full = True
                 break
-        if not batch:
-            return batch
-        late = late or self._waited_enough(batch[0])
-        if best and not late:
-            return batch[:best]
-        hopeless = bool(self._preferred) and rows >= max(self._preferred)
-        return batch if full or late or hopeless or not self._delay_s else []
+        if self._reunion is not None and not full and self._reunion.awaits(len(batch), now):
+            self._later.set(self._reunion.until)
+            return [], 0
+        late = not self._delay_s or self._waited_enough(batch, now)
+        if best and not (late and self._delay_s):
+            return batch[:best], best_rows
+        if full or late or (self._largest and rows >= self._largest):
+            return batch, rows
+        return [], 0
 
-    def _waited_enough(self, head: _Waiting) -> bool:
-        return self._delay_s > 0 and self._clock() - head.arrived >= self._delay_s
-
-    def _wait(self) -> None:
-        self._forget_the_gone()
-        if not self._queue:
-            return
-        head = self._queue[0]
-        if self._timer_of is head:
-            return
-        self._stop_timer()
-        left = head.arrived + self._delay_s - self._clock()
-        self._timer_of, self._timer = head, self._loop.call_later(left, self._expire)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._timer_of = None
-
-    def _forget_the_gone(self) -> None:
-        self._queue = deque(w for w in self._queue if not w.future.done())
-
-    def _refuse_if_full(self) -> None:
-        waiting = len(self._queue)
-        if waiting < self._limit:
-            return
-        wait_s = self._pace_s * waiting / max(1, self._host.slots)
-        raise QueueFullError(
-            f"Exceeds maximum queue size: {waiting} requests wait already; ask again later, "
-            f"or raise batching.max_queue",
-            retry_after_s=min(max(wait_s, SHORTEST_RETRY_S), LONGEST_RETRY_S),
-        )
+    def _waited_enough(self, batch: list[Waiting], now: float) -> bool:
+        """Else the alarm is set for when it will have."""
+        until = min([waiting.arrived for waiting in batch]) + self._delay_s
+        if until <= now:
+            return True
+        self._later.set(until)
+        return False
 
     # running --------------------------------------------------------------------------------------
 
-    def _launch(self, batch: list[_Waiting], rows: int) -> None:
-        started = self._clock()
+    def _launch(self, batch: list[Waiting], rows: int, now: float) -> None:
+        if len(batch) == 1:
+            self._launch_one(batch[0], now)
+            return
         try:
-            if len(batch) == 1:
-                request = batch[0].request
-            else:
-                request = merge([waiting.request for waiting in batch])
-            answer = self._host.infer(request)
+            answer = self._host.infer(merge([waiting.request for waiting in batch]))
         except Exception as error:  # noqa: BLE001 - whatever broke, nobody may wait for ever
-            _fail(batch, error)
+            self._failed(batch, error)
             return
         self._busy += 1
         self._in_flight += len(batch)
         self.executions += 1
         self.samples += rows
-        answer.add_done_callback(partial(self._answered, batch, rows, started))
+        listen(answer, partial(self._answered, batch, rows, now))
 
     def _answered(
         self,
-        batch: list[_Waiting],
+        batch: list[Waiting],
         rows: int,
         started: float,
         answer: asyncio.Future[InferResponse],
     ) -> None:
-        self._busy -= 1
-        self._in_flight -= len(batch)
-        pace_s = (self._clock() - started) / len(batch)
-        self._pace_s += (pace_s - self._pace_s) / 8
-        # The worker gets its next work first; handing out what is done can wait a moment.
-        if self._queue:
-            self._go_on()
+        self._alone_in_a_row = 0
+        self._make_room(started, len(batch))
         try:
-            responses = _responses(batch, answer)
-        except RepositoryError as error:
-            _fail(batch, error)
+            responses = split(answer.result(), [waiting.rows for waiting in batch])
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as above
+            self._failed(batch, error)
             return
-        told = rows if self._most else 0
         for waiting, response in zip(batch, responses, strict=True):
-            future = waiting.future
-            if not future.done():
-                response.queue_s = started - waiting.arrived
-                response.batch_size = told
-                future.set_result(response)
+            response.queue_s = started - waiting.arrived
+            response.batch_size = rows
+            self._give(waiting, response)
 
+    def _launch_one(self, waiting: Waiting, now: float) -> None:
+        """As `_launch`, for the one that goes alone: what most models do all the time."""
+        try:
+            answer = self._host.infer(waiting.request)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._failed([waiting], error)
+            return
+        self._busy += 1
+        self._in_flight += 1
+        self.executions += 1
+        self.samples += waiting.rows
+        if self._since is not None:
+            self._since[waiting] = now
+        listen(answer, partial(self._answered_one, waiting, now))
 
-def _responses(
-    batch: Sequence[_Waiting], answer: asyncio.Future[InferResponse]
-) -> list[InferResponse]:
-    """Raises what the host failed with, as one of ours."""
-    if answer.cancelled():
-        raise WorkerDiedError("the model was stopped before it answered; ask again")
-    error = answer.exception()
-    if error is not None:
-        raise _own(error)
-    whole = answer.result()
-    return [whole] if len(batch) == 1 else split(whole, [waiting.rows for waiting in batch])
+    def _answered_one(
+        self, waiting: Waiting, started: float, answer: asyncio.Future[InferResponse]
+    ) -> None:
+        if self._since is not None:
+            del self._since[waiting]
+        self._alone_in_a_row = 0 if self._queue.length else self._alone_in_a_row + 1
+        self._make_room(started, 1)
+        try:
+            response = answer.result()
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as above
+            self._failed([waiting], error)
+            return
+        response.queue_s = started - waiting.arrived
+        if self._most:
+            response.batch_size = waiting.rows
+        self._give(waiting, response)
 
+    def _make_room(self, started: float, requests: int) -> None:
+        """The worker gets its next work first; handing out what is done can wait a moment."""
+        self._busy -= 1
+        self._in_flight -= requests
+        now = self._clock()
+        took_s = self._pace.answered(now, started, requests)
+        if self._reunion is not None:
+            self._reunion.answered(now, took_s, requests, self._queue.length)
+        if self._queue.length or self._again:
+            if self._merges:
+                self._gather(0.0)
+            else:
+                self._go_on(now)
 
-def _fail(batch: Sequence[_Waiting], error: BaseException) -> None:
-    for waiting in batch:
-        if not waiting.future.done():
-            waiting.future.set_exception(_own(error))
+    def _failed(self, batch: list[Waiting], error: BaseException) -> None:
+        if len(batch) > 1 and isinstance(error, InvalidTensorError):
+            if self._closed is None:
+                self._again.extend(batch)
+                self._go_on(self._clock())
+                return
+            error = self._closed  # for nobody knows whose fault it was
+        for waiting in batch:
+            self._give(waiting, _own(error))
 
 
 def _own(error: BaseException) -> RepositoryError:
-    """A copy: an exception that several wait for would collect all their tracebacks."""
+    """What the host failed with, as one of ours; a copy, for an exception that several wait for
+    would collect all their tracebacks."""
     if isinstance(error, RepositoryError):
         mine = copy.copy(error)
         mine.__cause__ = error.__cause__
-    else:
-        mine = InferenceFailedError(f"{type(error).__name__}: {error}")
-        mine.__cause__ = error
-    return mine
+        return mine
+    if isinstance(error, asyncio.CancelledError):
+        return WorkerDiedError("the model was stopped before it answered; ask again")
+    found = InferenceFailedError(f"{type(error).__name__}: {error}")
+    found.__cause__ = error
+    return found

@@ -6,7 +6,7 @@ exactly what clients send. -1 is any size.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -22,13 +22,52 @@ class TensorConfig(_Part, frozen=True):
     optional: bool = False
 
 
-class Batching(_Part, frozen=True):
-    """`max_delay_us`: how long a lone request may wait for company. `preferred_sizes`: batches that
-    go at once, without using up the delay."""
+TimeoutAction: TypeAlias = Literal["reject", "delay"]
 
+
+class LevelPolicy(_Part, frozen=True):
+    """What one priority has for itself; None: as for all."""
+
+    priority: int
+    max_queue: int | None = None
+    timeout_us: int | None = None
+    timeout_action: TimeoutAction | None = None
+    allow_timeout_override: bool | None = None
+
+
+POLICY = ("max_queue", "timeout_us", "timeout_action", "allow_timeout_override")
+
+
+class Batching(_Part, frozen=True):
+    """How requests wait, and go together. All but the first three hold without batching too.
+
+    `max_delay_us`: how long a lone request may wait for company. `preferred_sizes`: batches that
+    go at once, without using up the delay. `max_queue`: waiting requests (of one priority) beyond
+    which a new one is refused; 0: the server's limit. `timeout_us`: how long one may wait, 0: for
+    ever; `timeout_action`: what becomes of it then; a request may shorten it only where
+    `allow_timeout_override`. `priorities`: how many there are, 1 the highest.
+    """
+
+    enabled: bool = True
     max_delay_us: int = 0
     preferred_sizes: tuple[int, ...] = ()
-    max_queue: int = 0  # waiting requests beyond which a new one is refused; 0: the server's limit
+    preserve_ordering: bool = False
+    max_queue: int = 0
+    timeout_us: int = 0
+    timeout_action: TimeoutAction = "reject"
+    allow_timeout_override: bool = True
+    priorities: int = 0
+    default_priority: int = 0
+    by_priority: tuple[LevelPolicy, ...] = ()
+
+    def policy(self, priority: int) -> LevelPolicy:
+        """What holds for that priority, with nothing left unsaid."""
+        own = next((level for level in self.by_priority if level.priority == priority), None)
+        said = msgspec.structs.asdict(own) if own is not None else {}
+        return LevelPolicy(
+            priority=priority,
+            **{k: getattr(self, k) if said.get(k) is None else said[k] for k in POLICY},
+        )
 
 
 class VersionPolicy(_Part, frozen=True):

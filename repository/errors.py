@@ -16,6 +16,7 @@ RepositoryError
 ├── UnavailableError       right request, wrong moment        (retry later)
 │   ├── ModelNotReadyError
 │   ├── QueueFullError
+│   ├── RequestTimeoutError    its own time limit passed while it waited
 │   └── DrainingError
 └── FailedError            we or the model broke              (read the story)
     ├── LoadFailedError
@@ -133,6 +134,12 @@ class ModelNotReadyError(UnavailableError):
 
 class QueueFullError(UnavailableError):
     code = "queue_full"
+
+
+class RequestTimeoutError(UnavailableError):
+    """The time that a request may wait for its turn is over. It has not run."""
+
+    code = "timeout"
 
 
 class DrainingError(UnavailableError):

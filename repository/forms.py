@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 from repository.tensors import DATATYPES, Buffer, Shape, Tensor
 
 Group: TypeAlias = tuple[Any, ...]
+OF_THE_QUEUE = ("priority", "timeout")  # parameters that say nothing to a model
 MOST_RESIZED = 64  # row counts of one form that are remembered
 _FIXED = frozenset(name for name, known in DATATYPES.items() if known.size)
 
@@ -60,8 +61,9 @@ class Form:
         if len(axes) == 1 and () not in axes:
             self.rows = self.blanks[0].shape[0]
             parts = [(blank.name, blank.datatype, blank.shape[1:]) for blank in self.blanks]
-            self.group = (parts, outputs, self.parameters)
-        self.wire: bytes = b""
+            told = {k: v for k, v in self.parameters.items() if k not in OF_THE_QUEUE}
+            self.group = (parts, outputs, told)
+        self.wire: Any = None
         self.reply: Any = None
         self._resized: dict[int, Form] = {}
 
@@ -95,6 +97,9 @@ class Form:
 
     def tensors(self, data: Sequence[Buffer]) -> list[Tensor]:
         """With the bytes put in, one buffer for each."""
+        if len(data) == len(self.blanks) == 1:  # most are, and they take half the time so
+            name, datatype, shape, _ = self.blanks[0]
+            return [Tensor(name, datatype, shape, data[0])]
         return [
             Tensor(name, datatype, shape, part)
             for (name, datatype, shape, _), part in zip(self.blanks, data, strict=True)

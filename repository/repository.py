@@ -205,6 +205,16 @@ class Repository:
         gen.signature.accept(request)
         return gen.batcher.submit(request)
 
+    def room(self, model: str, version: int | None, size: int) -> memoryview | None:
+        """A place near where the model runs for a request's body of `size` bytes, given back when the
+        last view of it dies. None: there is none, keep the body yourself.
+
+        It is no lease: if the generation has ended when the body is there, the place is memory like
+        any other.
+        """
+        gen = self._models.routes.find(model, version)
+        return None if gen is None or gen.batcher is None else gen.batcher.room(size)
+
     def _why_not(self, name: str, version: int | None) -> RepositoryError:
         model = self._models.routes.model(name)
         if model in self._models.folders or self._of(model):
@@ -332,6 +342,7 @@ class Repository:
         return next(map(str, near), "")
 
     def statuses(self) -> list[ModelStatus]:
+        """Of every model, by name."""
         return [self._describe(name) for name in self.names()]
 
     @property

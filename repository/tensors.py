@@ -8,6 +8,7 @@ concatenating their bytes, which is all that batching needs.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import struct
 from dataclasses import dataclass
@@ -122,6 +123,15 @@ class Tensor(msgspec.Struct, gc=False):
                 f"input '{self.name}' holds {count} elements; shape {list(self.shape)} "
                 f"needs {self.elements}"
             )
+
+
+def address(data: Buffer) -> int:
+    """Of the first byte in memory. `data` must not be empty."""
+    try:  # seven times as fast, where `data` may be written to
+        return ctypes.addressof(ctypes.c_char.from_buffer(data))
+    except TypeError:
+        found: int = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+        return found
 
 
 def datatype_of(dtype: np.dtype[Any]) -> str:

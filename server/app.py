@@ -12,7 +12,9 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -25,12 +27,14 @@ from repository.repository import Repository
 from server import errors
 from server.auth import INFER, Gate, Key, scope_of
 from server.auth import Scope as Right
+from server.call import Door
 from server.faces import events, health, native, v2_health
 from server.faces import models as model_face
 from server.faces.v2_infer import infer
 from server.limits import ASKED, MANAGEMENT_BODY, StrictRequest
 from server.metrics import http as metrics_face
 from server.metrics.http import Metrics
+from server.scribes.scribes import Scribes
 from server.settings import Settings, is_loopback
 
 audit = logging.getLogger("modeldepot.audit")
@@ -58,28 +62,23 @@ def build_app(models: Repository, settings: Settings, metrics: Metrics | None = 
     local = is_loopback(settings.host) and not settings.insecure
     gate = Gate(settings.api_keys, refused=counts.auth_failed, local=local)
 
-    def authorize(scope: Any) -> None:
-        gate.check(scope["headers"], Right.INFERENCE)
-
-    async def infer_route(scope: Scope, receive: Receive, send: Send) -> None:
-        await infer(
-            scope,
-            receive,
-            send,
-            models=models,
-            authorize=authorize,
-            meter=counts.meter,
-            max_body=settings.max_body,
-            shed=counts.shed,
-        )
-
+    scribes = Scribes()
+    door = Door(
+        models=models,
+        meter=counts.meter,
+        authorize=partial(gate.check, need=Right.INFERENCE),
+        epoch=gate.epoch,
+        shed=counts.shed,
+        max_body=settings.max_body,
+        scribes=scribes,
+    )
     known = {
         "settings": settings,
         "metrics": counts,
         "info": info_of(settings),
         "strict": settings.strict_readiness,
     }
-    return ModelDepot(models, gate, infer_route, FACES, known)
+    return ModelDepot(models, gate, door, FACES, known)
 
 
 def info_of(settings: Settings) -> health.Info:
@@ -91,20 +90,21 @@ def info_of(settings: Settings) -> health.Info:
 
 
 class ModelDepot(Litestar):
-    """`infer`: the raw route. `known`: what handlers may ask for by name."""
+    """`door`: what inference passes, on every route. `known`: what handlers may ask for by name."""
 
     def __init__(
         self,
         models: Repository,
         gate: Gate,
-        infer: ASGIApp,
+        door: Door,
         faces: Sequence[ControllerRouterHandler],
         known: Mapping[str, Any],
     ) -> None:
         self.models = models
         self.gate = gate
         self.closing = asyncio.Event()  # set when the server begins to go; event streams end then
-        self._infer = infer
+        self.door = door
+        self._infer: ASGIApp = partial(infer, door=door)
         values = {"models": models, "closing": self.closing, **known}
         super().__init__(
             faces,
@@ -113,7 +113,7 @@ class ModelDepot(Litestar):
                 for name, value in values.items()
             },
             exception_handlers={Exception: render},
-            lifespan=[lambda _: models.running()],
+            lifespan=[lambda _: models.running(), lambda _: _ending(door.scribes)],
             request_class=StrictRequest,
             request_max_body_size=MANAGEMENT_BODY,
             openapi_config=None,
@@ -159,6 +159,15 @@ class ModelDepot(Litestar):
             await super().__call__(scope, receive, answer)
         if method not in ("GET", "HEAD", "OPTIONS"):
             _note(scope, who, answer, time.perf_counter() - began)
+
+
+@asynccontextmanager
+async def _ending(scribes: Scribes | None) -> AsyncGenerator[None]:
+    try:
+        yield
+    finally:
+        if scribes is not None:
+            await scribes.close()
 
 
 def is_infer(path: str) -> bool:

@@ -129,6 +129,7 @@ class Gate:
         self._keys: tuple[_Held, ...] = ()
         self._stamp: tuple[int, ...] | None = None
         self._look_at = clock() + LOOK_S
+        self._epoch = 0
         if path is not None:
             self._stamp = _stamp_of(path)
             self._keys = tuple(map(_Held.of, read_keys(path)))
@@ -137,6 +138,12 @@ class Gate:
     @property
     def open(self) -> bool:
         return self._path is None
+
+    def epoch(self) -> int:
+        """As long as this is the same, so is what `check` says of the same headers."""
+        if self._path is not None and self._clock() >= self._look_at:
+            self._look_again()
+        return self._epoch
 
     def check(self, headers: Headers, need: Scope | None) -> Key | None:
         """Returns if the call may go on, with its key if one was asked for. `need`: see `scope_of`.
@@ -186,6 +193,7 @@ class Gate:
         except ConfigError as error:
             log.error("the key file cannot be used, the keys it held before stay valid: %s", error)
         else:
+            self._epoch += 1
             log.info("keys=%d read again", len(self._keys))
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from litestar.types import Receive
 
 from repository.errors import InvalidRequestError
+from repository.tensors import Buffer
 from server.errors import PayloadTooLargeError, UnsupportedMediaError
 
 MAX_BODY = 64 * 1024**2  # bytes
@@ -54,31 +55,56 @@ def read_headers(headers: Iterable[tuple[bytes, bytes]], max_body: int = MAX_BOD
     return Announced(length, json_length)
 
 
+class Pieces:
+    """A body as it comes, piece by piece."""
+
+    __slots__ = ("_max_body", "_max_chunks", "_pieces", "size")
+
+    def __init__(self, max_body: int = MAX_BODY, max_chunks: int = MAX_CHUNKS) -> None:
+        self._max_body, self._max_chunks = max_body, max_chunks
+        self._pieces: list[Buffer] = []
+        self.size = 0
+
+    def add(self, piece: Buffer) -> None:
+        """Raises PayloadTooLargeError as soon as a limit is passed."""
+        self._pieces.append(piece)
+        self.size += len(piece)
+        if self.size > self._max_body:
+            raise _too_large(self.size, self._max_body)
+        refusal = too_many_pieces(len(self._pieces), self.size, self._max_chunks)
+        if refusal is not None:
+            raise refusal
+
+    def joined(self) -> Buffer:
+        """All of it, without a copy where it came in one piece."""
+        pieces = self._pieces
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def put_into(self, place: memoryview) -> None:
+        at = 0
+        for piece in self._pieces:
+            place[at : at + len(piece)] = piece
+            at += len(piece)
+
+
 async def read_body(
     receive: Receive, length: int, *, max_body: int = MAX_BODY, max_chunks: int = MAX_CHUNKS
-) -> bytes:
+) -> Buffer:
     """All of it. Raises PayloadTooLargeError as soon as a limit is passed, ClientGoneError when the
     client leaves before it has sent `length` bytes (-1: it announced nothing)."""
-    chunks: list[bytes] = []
-    size = 0
+    pieces = Pieces(max_body, max_chunks)
     while True:
         message: Any = await receive()
         if message["type"] != "http.request":
             raise ClientGoneError
-        chunk = message.get("body", b"")
-        if chunk:
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > max_body:
-                raise _too_large(size, max_body)
-            refusal = too_many_pieces(len(chunks), size, max_chunks)
-            if refusal is not None:
-                raise refusal
+        piece = message.get("body", b"")
+        if piece:
+            pieces.add(piece)
         if not message.get("more_body", False):
             break
-    if size < length:
+    if pieces.size < length:
         raise ClientGoneError
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    return pieces.joined()
 
 
 def too_many_pieces(

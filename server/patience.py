@@ -4,59 +4,65 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any, TypeVar
 
 from litestar.types import Receive
 
 from repository.errors import WorkerDiedError
-from repository.messages import InferResponse
-from server.errors import DeadlineError
 from server.intake import ClientGoneError
 
 log = logging.getLogger("modeldepot.v2")
 
+T = TypeVar("T")
+
 # An answer that comes sooner is not worth a task that watches whether the client is still there.
 WATCH_AFTER_S = 0.02
-LONGEST_S = 1e6
 
 
-async def answer_of(
-    future: asyncio.Future[InferResponse], receive: Receive, *, limit_s: float = 0.0
-) -> InferResponse:
+async def answer_of(future: asyncio.Future[T], receive: Receive) -> T:
     """The answer. The body must have been read: what `receive` tells next is that the client left.
 
-    Cancels the future and raises ClientGoneError when it has, DeadlineError after `limit_s` (0: no
-    limit). Cancelled itself, it cancels the future too.
+    Cancels the future and raises ClientGoneError when it has. Cancelled itself, it cancels the future
+    too.
     """
     if future.done():
         return future.result()
     watch = _Watch(future, receive)
-    loop = asyncio.get_running_loop()
-    timers = [loop.call_later(WATCH_AFTER_S, watch.begin)]
-    if limit_s:
-        timers.append(loop.call_later(min(limit_s, LONGEST_S), watch.give_up, "late"))
+    timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, watch.begin)
     try:
         return await future
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        raise watch.reason() from None
+        raise (ClientGoneError() if watch.saw_it_leave else _stopped()) from None
     finally:
-        for timer in timers:
-            timer.cancel()
+        timer.cancel()
         watch.end()
 
 
+def error_of(future: asyncio.Future[Any]) -> Exception | None:
+    """What a future that is done failed with."""
+    if future.cancelled():
+        return _stopped()
+    error = future.exception()
+    return error if error is None or isinstance(error, Exception) else _stopped()
+
+
+def _stopped() -> Exception:
+    return WorkerDiedError("the model was stopped before it had answered; ask again")
+
+
 class _Watch:
-    """Cancels the future when nobody waits for it any more, and knows why."""
+    """Cancels the future when its client has left."""
 
-    __slots__ = ("_future", "_receive", "_task", "_why")
+    __slots__ = ("_future", "_receive", "_task", "saw_it_leave")
 
-    def __init__(self, future: asyncio.Future[InferResponse], receive: Receive) -> None:
+    def __init__(self, future: asyncio.Future[Any], receive: Receive) -> None:
         self._future = future
         self._receive = receive
         self._task: asyncio.Task[None] | None = None
-        self._why = ""
+        self.saw_it_leave = False
 
     def begin(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._until_gone())
@@ -67,19 +73,11 @@ class _Watch:
                 pass
         except Exception:  # a connection that breaks is a client that is gone
             log.debug("the connection broke while its request ran", exc_info=True)
-        self.give_up("gone")
-
-    def give_up(self, why: str) -> None:
-        self._why = self._why or why
+        self.saw_it_leave = True
         self._future.cancel()
 
-    def reason(self) -> Exception:
-        if self._why == "gone":
-            return ClientGoneError()
-        if self._why == "late":
-            return DeadlineError("Request timeout expired")
-        return WorkerDiedError("the model was stopped before it had answered; ask again")
-
     def end(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        # Holding each other, they and the memory of the request would wait for the garbage collector.
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()

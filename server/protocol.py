@@ -26,6 +26,7 @@ from server.intake import MAX_CHUNKS, too_many_pieces
 
 MOST_HEAD = 64 * 1024  # bytes of a request line and its headers
 MOST_PIPELINED = 128  # requests that wait behind one another on a connection
+MOST_AHEAD = 32  # of these, while more is read: who sends on and on is made to wait, not refused
 HEAD_S = 30.0  # from the connection, or the last answer, to the end of the next head
 BODY_S = 30.0  # without a byte of a body that was begun
 UNREAD_S = 60.0  # without a byte taken of an answer
@@ -52,15 +53,21 @@ class Protocol(HttpToolsProtocol):
         self._heard = self._answered = False  # since `look` looked
         self._fed = self._first = 0  # bytes with the head in them, and of the first piece of these
         self._pieces = self._received = self._unsent = 0
+        self._framing = 0  # bytes in pieces of a body that brought nothing of it
         self._refusal: errors.ServerError | None = None
         self._why: errors.ServerError | None = None  # what a callback of the parser found wrong
         self._again: bytes | None = None  # a head that asked for an upgrade, without it
         self._lingering = self._going = False
+        self._current: Any = None  # the request that is being answered; `cycle` is the newest
         super().connection_made(_Transport(self))  # type: ignore[arg-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._going = True
         super().connection_lost(exc)
+        current = self._current
+        if current is not None and not current.response_complete:
+            current.disconnected = True  # uvicorn tells only the newest
+            current.message_event.set()
 
     @property
     def _pending(self) -> bool:
@@ -73,8 +80,9 @@ class Protocol(HttpToolsProtocol):
         self._heard = True
         if self._refusal is not None or self._lingering:
             return
-        self._unset_keepalive_if_required()
         self._fed = self._fed + len(data) if self._stage is HEAD else len(data)
+        if self._stage is BODY:
+            self._framing += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -86,6 +94,8 @@ class Protocol(HttpToolsProtocol):
             self._first = self._first or len(data)
             if self._fed - self._first > MOST_HEAD and self._refusal is None:
                 self._refuse(_head_too_large())
+        elif self._framing > MOST_HEAD and self._stage is BODY and self._refusal is None:
+            self._refuse(_framing_too_large())
 
     def _feed_again(self, rest: bytes) -> None:
         """The parser stops at every request that asks for an upgrade; it is given the same request
@@ -94,15 +104,28 @@ class Protocol(HttpToolsProtocol):
             self._refuse(errors.MalformedHttpError())
             return
         head, self._again = self._again, None
+        self._parse_anew()
+        self.data_received(head + rest)
+
+    def _parse_anew(self) -> None:
+        """With a parser that has seen nothing yet: the next byte begins a request."""
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._stage = IDLE
-        self.data_received(head + rest)
 
     def on_message_begin(self) -> None:
         self._stage = HEAD
         self._first = 0
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """As uvicorn's, but what follows a body has no say in what is done with it; and the parser
+        leaves the blanks behind a value."""
+        if self._stage is HEAD:
+            name, value = name.lower(), value.rstrip(b" \t")
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self._fed > MOST_HEAD and self._head() > MOST_HEAD:
@@ -112,19 +135,35 @@ class Protocol(HttpToolsProtocol):
             return
         if len(self.pipeline) >= MOST_PIPELINED:
             self._stop(errors.TooManyRequestsError("too many requests in one go; read the answers"))
-        super().on_headers_complete()
+        self._pieces = self._received = self._framing = 0
+        self._begin()
         self._stage = BODY
-        self._pieces = self._received = 0
 
-    # These two do what uvicorn's do, without asking for an upgrade once more.
+    def _begin(self) -> None:
+        """Answers the request whose head is complete, or lets it wait for its turn."""
+        super().on_headers_complete()
 
-    def on_body(self, body: bytes) -> None:
+    def _count_piece(self, body: bytes) -> None:
+        self._framing = 0
         self._pieces += 1
         self._received += len(body)
         if self._pieces > MAX_CHUNKS:
             refusal = too_many_pieces(self._pieces, self._received)
             if refusal is not None:
                 self._stop(refusal)
+
+    def read_on(self) -> None:
+        """Asked by uvicorn whenever an answer is complete or a request looks whether its client is
+        still there. It has just noted that nothing is paused any more."""
+        if len(self.pipeline) < MOST_AHEAD:
+            self._real.resume_reading()
+        else:
+            self.flow.read_paused = True
+
+    # These two do what uvicorn's do, without asking for an upgrade once more.
+
+    def on_body(self, body: bytes) -> None:
+        self._count_piece(body)
         cycle = self.cycle
         if cycle.response_complete:
             return
@@ -162,11 +201,21 @@ class Protocol(HttpToolsProtocol):
     # writing --------------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
+        """As uvicorn's, without a timer for what may be the last answer: `look` sees to that."""
         self._answered = True
-        more = bool(self.pipeline)
-        super().on_response_complete()
-        if self._refusal is not None and not more:
+        self._current = None
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._refusal is not None:
             self._say_why()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._current = cycle
+        super()._start_asgi_task(cycle, app)
 
     def resume_writing(self) -> None:
         self._unsent = 0
@@ -231,10 +280,6 @@ class Protocol(HttpToolsProtocol):
         else:
             super().shutdown()
 
-    def timeout_keep_alive_handler(self) -> None:
-        self._going = True  # it said nothing: nothing is unread
-        super().timeout_keep_alive_handler()
-
     # patience -------------------------------------------------------------------------------------
 
     def look(self, now: float) -> None:
@@ -248,6 +293,8 @@ class Protocol(HttpToolsProtocol):
             if silent_s > LINGER_S or open_s > LONGEST_LINGER_S:
                 self._real.close()
             return
+        if self.pipeline and len(self.cycle.body) <= HIGH_WATER_LIMIT:
+            self.flow.resume_reading()  # otherwise it would not be seen that the client has left
         self._look_whether_it_reads(now)
         if self._refusal is None:
             self._look_whether_it_sends(silent_s, open_s)
@@ -258,11 +305,13 @@ class Protocol(HttpToolsProtocol):
                 self._real.close()  # answered long ago, and it still sends
             elif silent_s > self.body_s and not self.flow.read_paused:
                 self._refuse(errors.TooSlowError(f"no more of the body came for {self.body_s:g} s"))
-        elif not self._pending and open_s > self.head_s:
-            if self._stage is IDLE:
-                self._real.close()
-            else:
+        elif self._pending:
+            return
+        elif self._stage is HEAD:
+            if open_s > self.head_s:
                 self._refuse(errors.TooSlowError(f"the head did not come in {self.head_s:g} s"))
+        elif open_s > (self.head_s if self.cycle is None else self.timeout_keep_alive):
+            self._real.close()
 
     def _look_whether_it_reads(self, now: float) -> None:
         unsent = self._real.get_write_buffer_size()
@@ -285,7 +334,7 @@ class _Transport:
         self.close: Callable[[], None] = protocol.hang_up
         self.write = real.write
         self.pause_reading = real.pause_reading
-        self.resume_reading = real.resume_reading
+        self.resume_reading: Callable[[], None] = protocol.read_on
         self.get_extra_info = real.get_extra_info
         self.is_closing = real.is_closing
 
@@ -297,6 +346,12 @@ def _yes() -> bool:
 def _head_too_large() -> errors.ServerError:
     return errors.HeadTooLargeError(
         f"the request's address and headers have more than {MOST_HEAD} bytes; send fewer"
+    )
+
+
+def _framing_too_large() -> errors.ServerError:
+    return errors.HeadTooLargeError(
+        f"more than {MOST_HEAD} bytes came between two pieces of the body, or behind it; send fewer"
     )
 
 

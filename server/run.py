@@ -18,8 +18,10 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 import uvicorn
@@ -29,6 +31,7 @@ from repository.lifecycle.status import Public
 from repository.repository import Repository
 from server import logs
 from server.app import ModelDepot, build_app
+from server.fast import FastProtocol
 from server.metrics.http import Metrics
 from server.protocol import Protocol, watch_over
 from server.settings import Settings, check_bind, options_of
@@ -47,7 +50,7 @@ def _config(app: ModelDepot, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=Protocol,
+        http=_protocol(app, settings),
         ws="none",
         interface="asgi3",
         lifespan="on",
@@ -59,6 +62,10 @@ def _config(app: ModelDepot, settings: Settings) -> uvicorn.Config:
         backlog=BACKLOG,
         timeout_graceful_shutdown=in_flight_s(settings.grace),  # type: ignore[arg-type]
     )
+
+
+def _protocol(app: ModelDepot, settings: Settings) -> Any:
+    return partial(FastProtocol, door=app.door) if settings.fast_path else Protocol
 
 
 def in_flight_s(grace_s: float) -> float:

@@ -182,6 +182,7 @@ class Settings:
         float,
         Setting("seconds between signs of life of event streams", _number(float, 0.1, _MANY)),
     ] = 15.0
+    fast_path: Annotated[bool, Setting("answer inference below ASGI", _flag)] = True
     server_name: Annotated[str, Setting("name in the server's metadata", _text)] = "modeldepot"
     log_format: Annotated[
         Literal["text", "json"], Setting("how log lines look", _one_of("text", "json"))

@@ -8,6 +8,9 @@ from typing import Any, Protocol
 
 from repository.config import ModelConfig
 from repository.messages import InferRequest, InferResponse, Loaded
+from repository.tensors import Buffer, address
+
+ALIGN = 64  # of every piece of a room
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +34,50 @@ class Order:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+class Room:
+    """Memory that large outputs may be written to: what lies there needs no copy to the server."""
+
+    __slots__ = ("_begin", "_memory", "_used")
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self._begin = address(memory)
+        self._used = 0
+
+    def take(self, size: int) -> memoryview | None:
+        """`size` bytes of it (> 0), aligned, with anything in them. None: so much is not left."""
+        begin = self._used
+        end = begin + size
+        if end > len(self._memory):
+            return None
+        self._used = end + -end % ALIGN
+        return self._memory[begin:end]
+
+    def bring(self, data: Buffer) -> int | None:
+        """Where `data` (not empty) lies in the room; copied there if it does not and still fits.
+        None: it does not fit."""
+        at = address(data) - self._begin
+        if 0 <= at <= len(self._memory) - len(data):
+            return at
+        begin = self._used
+        place = self.take(len(data))
+        if place is None:
+            return None
+        place[:] = data
+        return begin
+
+    def reset(self) -> None:
+        """What was taken is not used after all."""
+        self._used = 0
+
+
 class Backend(Protocol):
     """All calls come from one thread: load, infer ..., unload (also after a failed load).
 
     `load` raises LoadFailedError (or a leaf of it) with what to do; anything else it raises is
     shown with its type. `infer` raises InvalidTensorError for a request that does not fit, and
-    anything else for a model that broke; it may use the request's buffers only until it returns.
+    anything else for a model that broke; it may use the request's buffers only until it returns:
+    the next request's data may lie in the same memory.
     """
 
     def load(self, order: Order) -> Loaded: ...
@@ -44,3 +85,12 @@ class Backend(Protocol):
     def infer(self, request: InferRequest) -> InferResponse: ...
 
     def unload(self) -> None: ...
+
+
+class RoomyBackend(Backend, Protocol):
+    """One that can write outputs where they are wanted. Any other's are copied there."""
+
+    def infer_into(self, request: InferRequest, room: Room) -> InferResponse:
+        """As `infer`; outputs may lie in `room`. Only whole outputs may: nobody wipes a room first,
+        so whatever the model has not written is another request's."""
+        ...

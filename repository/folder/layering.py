@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from repository.config import ModelConfig
+from repository.config import Batching, ModelConfig
 from repository.errors import ConfigError
 from repository.folder.schema import Layer
 
@@ -83,14 +83,60 @@ def _trace(value: Any, key: str, origin: dict[str, str], sources: dict[str, str]
 
 
 def _check_whole(config: ModelConfig, origin: dict[str, str]) -> None:
-    largest = max(config.batching.preferred_sizes, default=0) if config.batching else 0
+    batching = config.batching or Batching()
+    largest = max(batching.preferred_sizes, default=0)
     if largest > config.max_batch_size:
-        key = "batching.preferred_sizes"
-        raise ConfigError(
-            f"'{key}' asks for {largest}, more than max_batch_size {config.max_batch_size}",
-            where=origin.get(key, ""),
-            hint=f"set max_batch_size to {largest} or more",
+        raise _broken(
+            origin,
+            "preferred_sizes",
+            f"asks for {largest}, more than max_batch_size {config.max_batch_size}",
+            f"set max_batch_size to {largest} or more",
         )
+    _check_priorities(batching, origin)
+    if batching.preserve_ordering:
+        _check_ordering(batching, origin)
+
+
+def _check_priorities(batching: Batching, origin: dict[str, str]) -> None:
+    there = f"there {'is' if batching.priorities == 1 else 'are'} {batching.priorities}"
+    if batching.priorities and not 0 < batching.default_priority <= batching.priorities:
+        raise _broken(
+            origin,
+            "default_priority" if batching.default_priority else "priorities",
+            f"needs a default_priority of 1 to {batching.priorities}",
+            "it is for requests that bring no priority; 1 is the highest",
+        )
+    if batching.default_priority > batching.priorities:
+        raise _broken(origin, "default_priority", f"is {batching.default_priority}; {there}")
+    seen: set[int] = set()
+    for i, level in enumerate(batching.by_priority):
+        if level.priority > batching.priorities or level.priority in seen:
+            why = "twice" if level.priority in seen else f"and {there}"
+            raise _broken(
+                origin, f"by_priority.{i}.priority", f"names priority {level.priority} {why}"
+            )
+        seen.add(level.priority)
+
+
+def _check_ordering(batching: Batching, origin: dict[str, str]) -> None:
+    """Triton refuses these too: whoever may be overtaken cannot be answered in order."""
+    level = batching.policy(1)
+    may_end = bool(level.timeout_us or level.allow_timeout_override)
+    if batching.priorities > 1 or (may_end and level.timeout_action == "delay"):
+        raise _broken(
+            origin,
+            "preserve_ordering",
+            "goes neither with several priorities nor with timeout_action delay",
+            "remove one of them",
+        )
+
+
+def _broken(origin: dict[str, str], key: str, message: str, hint: str = "") -> ConfigError:
+    key = f"batching.{key}"
+    where = key
+    while where and where not in origin:
+        where = where.rpartition(".")[0]
+    return ConfigError(f"'{key}' {message}", where=origin.get(where, ""), hint=hint)
 
 
 _DEFAULTS: dict[str, str] = {}

@@ -33,10 +33,26 @@ HONOURED = {
     "instance_group": {"name", "kind", "count", "gpus"},
     "dynamic_batching": {
         "preferred_batch_size", "max_queue_delay_microseconds", "default_queue_policy",
+        "preserve_ordering", "priority_levels", "default_priority_level", "priority_queue_policy",
     },
-    "dynamic_batching.default_queue_policy": {"max_queue_size"},
+    "dynamic_batching.default_queue_policy": {
+        "max_queue_size", "default_timeout_microseconds", "timeout_action",
+        "allow_timeout_override",
+    },
     "model_warmup": {"name", "batch_size", "inputs", "count"},
 }  # fmt: skip
+# Their key -> ours.
+BATCHING = {
+    "max_queue_delay_microseconds": "max_delay_us",
+    "preserve_ordering": "preserve_ordering",
+    "priority_levels": "priorities",
+    "default_priority_level": "default_priority",
+}
+QUEUE_POLICY = {
+    "max_queue_size": "max_queue",
+    "default_timeout_microseconds": "timeout_us",
+    "allow_timeout_override": "allow_timeout_override",
+}
 # Served without these, a model would answer, and wrongly.
 REFUSED = {
     "ensemble_scheduling": "ensembles are not supported",
@@ -183,18 +199,40 @@ class _Reader:
         theirs = self._message.dynamic_batching
         ours: dict[str, Any] = {}
         at = "dynamic_batching"
-        if theirs.max_queue_delay_microseconds:
-            ours["max_delay_us"] = theirs.max_queue_delay_microseconds
-            self._place("batching.max_delay_us", f"{at}.max_queue_delay_microseconds")
         if theirs.preferred_batch_size:
             ours["preferred_sizes"] = list(theirs.preferred_batch_size)
             self._place("batching.preferred_sizes", f"{at}.preferred_batch_size")
-        if theirs.default_queue_policy.max_queue_size:
-            ours["max_queue"] = theirs.default_queue_policy.max_queue_size
-            self._place("batching.max_queue", f"{at}.default_queue_policy.max_queue_size")
+        for their, our in BATCHING.items():
+            if value := getattr(theirs, their):
+                ours[our] = value
+                self._place(f"batching.{our}", f"{at}.{their}")
+        policy = theirs.default_queue_policy
+        # With us a request may shorten its wait unless the config forbids it, with Triton only
+        # where the config allows it: its silence is a word.
+        said = _queue_policy(policy)
+        ours |= {k: v for k, v in said.items() if v or k == "allow_timeout_override"}
+        for their, our in {**QUEUE_POLICY, "timeout_action": "timeout_action"}.items():
+            self._place(f"batching.{our}", f"{at}.default_queue_policy.{their}")
+        if theirs.priority_levels:
+            self._priorities(theirs, ours)
+        elif theirs.priority_queue_policy:
+            self._warn(
+                f"{at}.priority_queue_policy",
+                f"'{at}.priority_queue_policy' does nothing without 'priority_levels'",
+            )
         self._set("batching", ours, at)
         self._warn_of_rest(theirs, at)
-        self._warn_of_rest(theirs.default_queue_policy, f"{at}.default_queue_policy")
+        self._warn_of_rest(policy, f"{at}.default_queue_policy")
+
+    def _priorities(self, theirs: Any, ours: dict[str, Any]) -> None:
+        """A policy of one level replaces the default one whole, what it does not say included."""
+        policies = sorted(theirs.priority_queue_policy.items())
+        if policies:
+            ours["by_priority"] = [
+                {"priority": n, "timeout_action": "reject", **_queue_policy(policy)}
+                for n, policy in policies
+            ]
+            self._place("batching.by_priority", "dynamic_batching.priority_queue_policy")
 
     def _version_policy(self) -> None:
         policy = self._message.version_policy
@@ -282,3 +320,10 @@ class _Reader:
 
 def _set_fields(message: Any) -> Iterator[str]:
     return (field.name for field, _ in message.ListFields())
+
+
+def _queue_policy(policy: Any) -> dict[str, Any]:
+    found = {our: getattr(policy, their) for their, our in QUEUE_POLICY.items()}
+    if policy.timeout_action:
+        found["timeout_action"] = type(policy).TimeoutAction.Name(policy.timeout_action).lower()
+    return found

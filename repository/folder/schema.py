@@ -28,6 +28,8 @@ from repository.tensors import DATATYPES, datatype_of
 BACKENDS = ("onnx", "python")  # every name that `backend:` may have
 MODEL: Any = msgspec.inspect.type_info(ModelConfig)
 MOST_ITEMS = 1000  # of any list: tensors, aliases, versions, warm-up requests
+MOST_PRIORITIES = 100
+LONGEST_US = 10**12
 NONE = msgspec.inspect.NoneType
 _NUMPY_NAME = re.compile(r"[a-z]{1,10}[0-9]{0,3}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
@@ -41,6 +43,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "batching.max_delay_us": (0, 10_000_000),
     "batching.preferred_sizes.*": (1, 65536),
     "batching.max_queue": (0, 1_000_000),
+    "batching.timeout_us": (0, LONGEST_US),
+    "batching.priorities": (0, MOST_PRIORITIES),
+    "batching.default_priority": (0, MOST_PRIORITIES),
+    "batching.by_priority.*.priority": (1, MOST_PRIORITIES),
+    "batching.by_priority.*.max_queue": (0, 1_000_000),
+    "batching.by_priority.*.timeout_us": (0, LONGEST_US),
     "version_policy.latest": (1, MAX_VERSION),
     "version_policy.specific.*": (1, MAX_VERSION),
     "warmup.*.batch_size": (1, 65536),
@@ -105,8 +113,9 @@ class _Checker:
         values = dict(written)
         if values.get("version_policy") == "all":
             values["version_policy"] = {"all": True}
-        if isinstance(values.get("checks"), bool):
-            values["checks"] = {"enabled": values["checks"]}
+        for key in ("batching", "checks"):
+            if isinstance(values.get(key), bool):
+                values[key] = {"enabled": values[key]}
         if isinstance(values.get("warmup"), bool):
             values["warmup"] = [{}] if values["warmup"] else []
         if isinstance(values.get("memory"), str):

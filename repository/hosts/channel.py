@@ -1,8 +1,11 @@
 """The front's end of the socket to one worker.
 
-Requests are written at once and answered by futures, found again by their number; there is no task
-per request. Answers are read straight into the memory that they stay in: a small one is cut out of
-a scratch buffer, a large one gets a buffer of its own size, which nobody joins or copies again.
+Requests are answered by futures, found again by their number; there is no task per request. One is
+written at once if the worker has nothing else to do, else together with the others of the same
+iteration of the loop: waking a process costs more than all the rest. What a request has in the arena
+is kept until it is answered, also if nobody waits for the answer any more: the worker still reads it.
+Answers are read straight into the memory that they stay in: a small one is cut out of a scratch
+buffer, a large one gets a buffer of its own size, which nobody joins or copies again.
 Nothing here bounds how much is in flight (the batcher does) and nothing decides what a lost
 connection means (the host does, which also learns how the process ended).
 """
@@ -19,14 +22,20 @@ import numpy as np
 
 from repository.errors import InvalidRequestError, RepositoryError, WorkerDiedError
 from repository.hosts import failures, frames
-from repository.hosts.frames import HEADER_SIZE, BrokenFrameError, Kind
+from repository.hosts.asking import Asking, Question
+from repository.hosts.frames import ERROR, HEADER_SIZE, REPLY, BrokenFrameError, Header, Kind
 from repository.messages import InferRequest, InferResponse
+from repository.prompt import Prompt
 from repository.tensors import Buffer
 
 SCRATCH = 64 * 1024
 SOCKET_BUFFER = 1 << 20
-Read: TypeAlias = Callable[[memoryview, int], Any]
 _read_failure = msgspec.msgpack.Decoder(failures.Failure).decode
+
+
+# A future, and what turns its answer into what was asked: the question of an inference, or a function.
+# A plain tuple, for the same reason as `frames.Header`.
+_Waiting: TypeAlias = tuple[asyncio.Future[Any], Question | Callable[[memoryview], Any]]
 
 
 class Channel(asyncio.BufferedProtocol):
@@ -35,12 +44,14 @@ class Channel(asyncio.BufferedProtocol):
     Futures in flight stay unanswered until `fail` is called with the reason.
     """
 
-    def __init__(self, on_lost: Callable[[str], None]) -> None:
+    def __init__(self, on_lost: Callable[[str], None], asking: Asking) -> None:
         self._on_lost = on_lost
+        self._asking = asking
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._waiting: dict[int, tuple[asyncio.Future[Any], Read]] = {}
+        self._waiting: dict[int, _Waiting] = {}
         self._number = 0
+        self._unsent: list[Buffer] = []
         self._scratch = memoryview(bytearray(SCRATCH))
         self._large: memoryview | None = None
         self._have = 0
@@ -48,12 +59,14 @@ class Channel(asyncio.BufferedProtocol):
         self._lost = False
 
     @classmethod
-    async def open(cls, sock: socket.socket, on_lost: Callable[[str], None]) -> Channel:
+    async def open(
+        cls, sock: socket.socket, on_lost: Callable[[str], None], asking: Asking
+    ) -> Channel:
         """Takes over `sock`."""
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
         loop = asyncio.get_running_loop()
-        _, made = await loop.create_unix_connection(lambda: cls(on_lost), sock=sock)
+        _, made = await loop.create_unix_connection(lambda: cls(on_lost, asking), sock=sock)
         return made
 
     # asking -------------------------------------------------------------------------------------
@@ -66,35 +79,51 @@ class Channel(asyncio.BufferedProtocol):
     def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]:
         self._number = number = self._number + 1
         try:
-            parts = frames.pack_infer(number, request)
+            parts, question = self._asking.pack(number, request)
         except RepositoryError as error:
             return self._failed(error)
         except (TypeError, ValueError, OverflowError) as error:
             return self._failed(InvalidRequestError(f"the request cannot travel: {error}"))
-        return self._send(number, parts, frames.unpack_answer)
+        return self._send(number, parts, question)
 
     def ask(self, kind: Kind, body: Any, read: Callable[[memoryview], Any]) -> asyncio.Future[Any]:
         self._number = number = self._number + 1
-        parts = frames.pack(kind, number, frames.encode(body))
-        return self._send(number, parts, lambda payload, meta: read(payload[:meta]))
+        return self._send(number, frames.pack(kind, number, frames.encode(body)), read)
 
     def stop(self) -> None:
         """Tells the worker to unload and exit after what was asked before."""
         self._write(frames.pack(Kind.STOP, 0, b""))
 
-    def _send(self, number: int, parts: Sequence[Buffer], read: Read) -> asyncio.Future[Any]:
+    def _send(
+        self,
+        number: int,
+        parts: Sequence[Buffer],
+        asked: Question | Callable[[memoryview], Any],
+    ) -> asyncio.Future[Any]:
         if self._failure:
             return self._failed(WorkerDiedError(self._failure))
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting[number] = (future, read)
+        future: Prompt[Any] = Prompt(loop=self._loop)
+        future.listener = None
+        self._waiting[number] = future, asked
         self._write(parts)
         return future
 
     def _write(self, parts: Sequence[Buffer]) -> None:
+        if len(parts) == 1 and len(self._waiting) > 1:
+            if not self._unsent:
+                self._loop.call_soon(self._flush)
+            self._unsent.append(parts[0])
+            return
+        self._flush()
         # Into a connection that is lost and not yet explained nothing goes: `fail` will answer.
         if self._transport is not None and not self._lost:
             for part in parts:
                 self._transport.write(part)
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if unsent and self._transport is not None and not self._lost:
+            self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     def _failed(self, error: RepositoryError) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
@@ -113,6 +142,7 @@ class Channel(asyncio.BufferedProtocol):
         self.close()
 
     def close(self) -> None:
+        self._unsent = []
         if self._transport is not None:
             self._transport.abort()
 
@@ -138,8 +168,7 @@ class Channel(asyncio.BufferedProtocol):
                 self._cut()
             elif self._have == len(self._large):
                 whole, self._large, self._have = self._large, None, 0
-                _, meta, number, kind = frames.unpack(whole)
-                self._answer(kind, number, whole[HEADER_SIZE:], meta)
+                self._answer(frames.unpack(whole), whole[HEADER_SIZE:])
         except (BrokenFrameError, msgspec.MsgspecError) as error:
             self._lose(f"it broke the protocol: {error}")
             self.close()
@@ -148,13 +177,13 @@ class Channel(asyncio.BufferedProtocol):
         """Takes whole frames out of the scratch buffer."""
         scratch, at, have = self._scratch, 0, self._have
         while have - at >= HEADER_SIZE:
-            length, meta, number, kind = frames.unpack(scratch, at)
-            end = at + HEADER_SIZE + length
+            header = frames.unpack(scratch, at)
+            end = at + HEADER_SIZE + header[0]
             if end > have:
                 break
             payload = memoryview(bytes(scratch[at + HEADER_SIZE : end]))
             at = end
-            self._answer(kind, number, payload, meta)
+            self._answer(header, payload)
         rest = have - at
         if rest >= HEADER_SIZE:
             total = HEADER_SIZE + frames.unpack(scratch, at)[0]
@@ -168,18 +197,17 @@ class Channel(asyncio.BufferedProtocol):
             scratch[:rest] = bytes(scratch[at:have])
         self._have = rest
 
-    def _answer(self, kind: Kind, number: int, payload: memoryview, meta: int) -> None:
+    def _answer(self, header: Header, payload: memoryview) -> None:
+        number = header[2]
         waited = self._waiting.pop(number, None)
         if waited is None:
             raise BrokenFrameError(f"an answer to number {number}, which nobody asked")
-        future, read = waited
+        future, asked = waited
         try:
-            if kind is Kind.REPLY:
-                answer = read(payload, meta)
-            elif kind is Kind.ERROR:
-                answer = failures.from_wire(_read_failure(payload[:meta]))
+            if header[3] == REPLY and type(asked) is Question:
+                answer: Any = self._asking.open(asked, header, payload)
             else:
-                raise BrokenFrameError(f"an answer of kind {kind.name}")
+                answer = _other(asked, header, payload)
         except (BrokenFrameError, msgspec.MsgspecError):
             self._waiting[number] = waited
             raise
@@ -194,3 +222,15 @@ class Channel(asyncio.BufferedProtocol):
         if not self._lost:
             self._lost = True
             self._on_lost(why)
+
+
+def _other(
+    asked: Question | Callable[[memoryview], Any], header: Header, payload: memoryview
+) -> Any:
+    """The answer to anything but an inference that succeeded; an error is returned."""
+    _, meta, _, kind, *_ = header
+    if kind == ERROR:
+        return failures.from_wire(_read_failure(payload[:meta]))
+    if kind != REPLY or isinstance(asked, Question):
+        raise BrokenFrameError(f"an answer of kind {kind}")
+    return asked(payload[:meta])

@@ -1,13 +1,23 @@
 """The frames that a host and its worker exchange over one unix stream socket.
 
-A frame is a header, metadata (msgpack) and raw tensor bytes, each padded to ALIGN so that tensors
-lie aligned in the worker's page-aligned buffer:
+A frame is a header, metadata (msgpack), places and raw tensor bytes, these padded to ALIGN so that
+tensors lie aligned in the worker's page-aligned buffer:
 
-    length u32 | meta u32 | id u64 | kind u8 | zeros to 32 || metadata, padded || blob, padded ...
+    length u32 | meta u32 | id u64 | kind u8 | room u8 | places u16 | zeros u32 | compute f64
+    || metadata | places | padding || blob, padded ...
 
-`length` counts everything behind the header, `meta` the metadata without its padding. A request is
-answered by a REPLY or ERROR of the same id, in the order in which requests came. Both sides refuse
-a frame longer than LIMIT before they allocate anything for it. This module does no I/O.
+`length` counts everything behind the header, `meta` the metadata alone. A request is answered by a
+REPLY or ERROR of the same id, in the order in which requests came. Both sides refuse a frame longer
+than LIMIT before they allocate anything for it. This module does no I/O.
+
+The metadata of an INFER or its REPLY is all that a Form holds and nothing else, so that equal forms
+are equal bytes, which are read once. What differs from one to the next stands in the header
+(`compute`: the seconds inside the backend) and in the places.
+
+Without places every tensor is one blob of the frame. With places each says where the next so many
+bytes of the tensors are, in order: (INLINE, n): the next blob; (at, n): n bytes at `at` in the arena
+(see `arena`). Several places may make up one tensor. With `room` the last place of an INFER is where
+the answer's large outputs may be written.
 """
 
 from __future__ import annotations
@@ -15,35 +25,50 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import msgspec
 
 from repository.config import ModelConfig
 from repository.errors import InvalidTensorError
-from repository.messages import InferRequest, InferResponse, Loaded
-from repository.tensors import Buffer, Tensor
+from repository.forms import Blank, Form
+from repository.messages import Loaded
+from repository.tensors import Buffer, Shape
 
 LIMIT = 2**31  # bytes of one frame
 ALIGN = 64
-HEADER = struct.Struct("<IIQB15x")
+HEADER = struct.Struct("<IIQBBH4xd")
 HEADER_SIZE = HEADER.size
+PLACE = struct.Struct("<QQ")
+INLINE = 2**64 - 1
+MOST_PLACES = 2**16 - 1
 PADDING = tuple(b"\0" * n for n in range(ALIGN))
 JOIN_BELOW = 64 * 1024  # parts smaller than this are cheaper to copy together than to send apart
+JOINED_UP_TO = 256 * 1024  # bytes of a frame of small tensors
+_LONGEST = LIMIT - HEADER_SIZE
 
 
 class Kind(enum.IntEnum):
     PREPARE = 1  # LoadOrder -> Prepared
     LOAD = 2  # LoadOrder -> Loaded
-    INFER = 3  # Asked + blobs -> Answered + blobs
+    INFER = 3  # a form, places, blobs -> a form, places, blobs
     MEMORY = 4  # nothing -> dict[str, int]
     STOP = 5  # nothing -> the end of the stream
     REPLY = 6
     ERROR = 7  # Failure
 
 
+# Plain numbers: making a Kind of one costs more than reading the whole header.
+INFER, STOP, REPLY, ERROR = int(Kind.INFER), int(Kind.STOP), int(Kind.REPLY), int(Kind.ERROR)
+
+
 class BrokenFrameError(Exception):
     """The other side does not keep to the protocol. The connection cannot be used any more."""
+
+
+# (length, meta, id, kind, room, places, compute), as in HEADER. A plain tuple: giving it names costs
+# more than all the rest of reading a small frame.
+Header: TypeAlias = tuple[int, int, int, int, int, int, float]
 
 
 class LoadOrder(msgspec.Struct, array_like=True):
@@ -69,42 +94,110 @@ class Prepared(msgspec.Struct, array_like=True):
     path: str
 
 
-class Part(msgspec.Struct, array_like=True, gc=False):
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    size: int
+class _Stated(msgspec.Struct, array_like=True, gc=False):
+    """A form in metadata."""
 
-
-class Asked(msgspec.Struct, array_like=True, gc=False):
-    inputs: list[Part]
+    blanks: list[Blank]
     outputs: tuple[str, ...]
-    id: str
     parameters: dict[str, Any]
-
-
-class Answered(msgspec.Struct, array_like=True, gc=False):
-    outputs: list[Part]
-    parameters: dict[str, Any]
-    compute_s: float
 
 
 encode = msgspec.msgpack.Encoder().encode
-read_asked = msgspec.msgpack.Decoder(Asked).decode
-read_answered = msgspec.msgpack.Decoder(Answered).decode
 read_order = msgspec.msgpack.Decoder(LoadOrder).decode
 read_prepared = msgspec.msgpack.Decoder(Prepared).decode
 read_loaded = msgspec.msgpack.Decoder(Loaded).decode
 read_sizes = msgspec.msgpack.Decoder(dict[str, int]).decode
+_read_stated = msgspec.msgpack.Decoder(_Stated).decode
 
 
-def pack(kind: Kind, number: int, meta: bytes, blobs: Sequence[Buffer] = ()) -> list[Buffer]:
+def state(
+    blanks: Sequence[tuple[str, str, Shape, int]],
+    outputs: Sequence[str] = (),
+    parameters: dict[str, Any] | None = None,
+) -> bytes:
+    """A form as metadata."""
+    return encode((blanks, outputs, parameters or {}))
+
+
+class Written:
+    """A form as it is written: all of its frames but their numbers and the tensors' bytes."""
+
+    __slots__ = ("_head", "_length", "_pads", "largest", "meta")
+
+    def __init__(self, meta: bytes, sizes: Sequence[int]) -> None:
+        self.meta = meta
+        self.largest = max(sizes, default=0)
+        self._head = meta + (PADDING[-len(meta) % ALIGN] if sizes else b"")
+        self._pads = [PADDING[-size % ALIGN] for size in sizes]
+        self._length = len(self._head) + sum(size + -size % ALIGN for size in sizes)
+
+    def frame(
+        self, kind: int, number: int, blobs: Sequence[Buffer], compute_s: float = 0.0
+    ) -> list[Buffer]:
+        """As `pack` without places. For small tensors: everything is joined."""
+        length = self._length
+        if length > JOINED_UP_TO:
+            return pack(kind, number, self.meta, blobs, compute_s=compute_s)
+        header = HEADER.pack(length, len(self.meta), number, kind, 0, 0, compute_s)
+        pieces: list[Buffer] = [header, self._head]
+        for blob, pad in zip(blobs, self._pads, strict=True):
+            pieces += (blob, pad)
+        whole = b"".join(pieces)
+        if len(whole) != HEADER_SIZE + length:  # the stream would never recover from it
+            raise InvalidTensorError("a tensor is not as long as its form says")
+        return [whole]
+
+
+class Read(NamedTuple):
+    """A form as it was read. `spans`: where the blobs of a frame without places are behind its
+    header, `end`: how long it is at least."""
+
+    form: Form
+    sizes: tuple[int, ...]
+    spans: tuple[slice, ...]
+    end: int
+
+
+class Forms(dict[bytes, Read]):
+    """Forms by the metadata that states them: each is read once, as long as they are not too many.
+    Looking one up raises BrokenFrameError, msgspec.MsgspecError."""
+
+    MOST = 256
+
+    def __missing__(self, meta: bytes) -> Read:
+        stated = _read_stated(meta)
+        sizes = tuple(blank.size for blank in stated.blanks)
+        if min(sizes, default=0) < 0:
+            raise BrokenFrameError("a tensor of less than nothing")
+        at = len(meta) + -len(meta) % ALIGN
+        spans = []
+        for size in sizes:
+            spans.append(slice(at, at + size))
+            at += size + -size % ALIGN
+        end = spans[-1].stop if spans else 0
+        form = Form(stated.blanks, stated.outputs, stated.parameters)
+        if len(self) >= self.MOST:
+            self.clear()
+        self[meta] = found = Read(form, sizes, tuple(spans), end)
+        return found
+
+
+def pack(
+    kind: int,
+    number: int,
+    meta: bytes,
+    blobs: Sequence[Buffer] = (),
+    *,
+    places: bytes = b"",
+    room: bool = False,
+    compute_s: float = 0.0,
+) -> list[Buffer]:
     """The frame as parts to be sent one after the other: small neighbours are joined, large blobs
     are not copied. Raises InvalidTensorError for a frame beyond LIMIT."""
-    size = len(meta)
-    gap = -size % ALIGN if blobs else 0
-    length = size + gap
-    small: list[Buffer] = [b"", meta, PADDING[gap]]
+    length = len(meta) + len(places)
+    gap = -length % ALIGN if blobs else 0
+    length += gap
+    small: list[Buffer] = [b"", meta, places, PADDING[gap]]
     parts: list[Buffer] = []
     for blob in blobs:
         n = len(blob)
@@ -115,9 +208,11 @@ def pack(kind: Kind, number: int, meta: bytes, blobs: Sequence[Buffer] = ()) -> 
         else:
             parts += (b"".join(small), blob)
             small = [PADDING[gap]]
-    if length > LIMIT - HEADER_SIZE:
+    if length > _LONGEST:
         raise InvalidTensorError(f"{length} bytes in one message; at most {LIMIT} are possible")
-    header = HEADER.pack(length, size, number, kind)
+    header = HEADER.pack(
+        length, len(meta), number, kind, room, len(places) // PLACE.size, compute_s
+    )
     if not parts:
         small[0] = header
         return [b"".join(small)]
@@ -127,54 +222,35 @@ def pack(kind: Kind, number: int, meta: bytes, blobs: Sequence[Buffer] = ()) -> 
     return parts
 
 
-def unpack(header: Buffer, at: int = 0) -> tuple[int, int, int, Kind]:
-    """(length, meta, id, kind) of the header at `at`. Raises BrokenFrameError."""
-    length, meta, number, kind = HEADER.unpack_from(header, at)
-    if length > LIMIT - HEADER_SIZE or meta > length:
-        raise BrokenFrameError(f"a frame of {length} bytes with {meta} bytes of metadata")
-    try:
-        return length, meta, number, Kind(kind)
-    except ValueError:
-        raise BrokenFrameError(f"a frame of kind {kind}") from None
+def unpack(header: Buffer, at: int = 0) -> Header:
+    """The header at `at`; of any kind. Raises BrokenFrameError."""
+    found = cast("Header", HEADER.unpack_from(header, at))
+    length = found[0]
+    if length > _LONGEST or found[1] + found[5] * PLACE.size > length:
+        raise BrokenFrameError(f"a frame of {length} bytes with {found[1]} bytes of metadata")
+    return found
 
 
-def pack_infer(number: int, request: InferRequest) -> list[Buffer]:
-    tensors = request.inputs
-    parts = [Part(t.name, t.datatype, t.shape, len(t.data)) for t in tensors]
-    asked = Asked(parts, request.outputs, request.id, request.parameters)
-    return pack(Kind.INFER, number, encode(asked), [t.data for t in tensors])
+def blobs_of(payload: memoryview, read: Read) -> list[memoryview]:
+    """The tensors' bytes in a frame without places. Raises BrokenFrameError."""
+    _, _, spans, end = read
+    if end > len(payload):
+        raise BrokenFrameError("a tensor ends behind its frame")
+    return [payload[span] for span in spans]
 
 
-def unpack_infer(payload: memoryview, meta: int) -> InferRequest:
-    asked = read_asked(payload[:meta])
-    return InferRequest(
-        _tensors(asked.inputs, payload, meta), asked.outputs, asked.id, asked.parameters
-    )
-
-
-def pack_answer(number: int, response: InferResponse) -> list[Buffer]:
-    tensors = response.outputs
-    parts = [Part(t.name, t.datatype, t.shape, len(t.data)) for t in tensors]
-    answered = Answered(parts, response.parameters, response.compute_s)
-    return pack(Kind.REPLY, number, encode(answered), [t.data for t in tensors])
-
-
-def unpack_answer(payload: memoryview, meta: int) -> InferResponse:
-    answered = read_answered(payload[:meta])
-    return InferResponse(
-        _tensors(answered.outputs, payload, meta),
-        answered.parameters,
-        compute_s=answered.compute_s,
-    )
-
-
-def _tensors(parts: list[Part], payload: memoryview, meta: int) -> list[Tensor]:
-    tensors: list[Tensor] = []
-    at = meta + -meta % ALIGN
-    for part in parts:
-        end = at + part.size
-        if part.size < 0 or end > len(payload):
-            raise BrokenFrameError(f"tensor '{part.name}' ends behind its frame")
-        tensors.append(Tensor(part.name, part.datatype, part.shape, payload[at:end]))
-        at = end + -part.size % ALIGN
-    return tensors
+def places_of(
+    payload: memoryview, meta: int, count: int
+) -> tuple[list[tuple[int, int]], list[memoryview]]:
+    """The places of a frame, and its blobs. Raises BrokenFrameError."""
+    at = meta + count * PLACE.size
+    places: list[tuple[int, int]] = list(PLACE.iter_unpack(payload[meta:at]))
+    at += -at % ALIGN
+    blobs, end = [], 0
+    for size in [size for where, size in places if where == INLINE]:
+        end = at + size
+        blobs.append(payload[at:end])
+        at = end + -size % ALIGN
+    if end > len(payload):
+        raise BrokenFrameError("a tensor ends behind its frame")
+    return places, blobs

@@ -25,6 +25,7 @@ from repository.backends import registry
 from repository.backends.base import Backend, Order
 from repository.errors import InferenceFailedError, LoadFailedError, RepositoryError
 from repository.hosts import failures, snapshots
+from repository.hosts.threads import threads_for
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.spec import ModelSpec
 
@@ -134,6 +135,10 @@ class InlineHost:
         runner = min(self._runners, key=lambda r: r.waiting)
         return runner.do(partial(self._infer, runner, request))
 
+    def room(self, size: int) -> memoryview | None:
+        """None: all memory here is as near as it can be."""
+        return None
+
     async def memory(self) -> dict[str, int]:
         """Nothing: what a thread holds cannot be told from what the server holds."""
         return {}
@@ -174,6 +179,9 @@ class InlineHost:
     def _infer(self, runner: Runner, request: InferRequest) -> InferResponse:
         if runner.backend is None:
             raise InferenceFailedError("the model is not loaded")
+        for tensor in request.inputs:
+            if isinstance(tensor.data, list):
+                tensor.data = b"".join(tensor.data)
         began = time.perf_counter()
         try:
             response = runner.backend.infer(request)
@@ -188,7 +196,6 @@ class InlineHost:
             backend.unload()
 
     def _order(self, spec: ModelSpec, device: str, path: Path, instance: int) -> Order:
-        share = max(1, len(os.sched_getaffinity(0)) // max(1, self.slots))
         return Order(
             model=spec.model,
             version=spec.version,
@@ -196,7 +203,7 @@ class InlineHost:
             model_file=spec.model_file,
             config=spec.config,
             device=device,
-            threads=self._threads or share,
+            threads=threads_for(spec.config, self.slots, self._threads),
             instance=instance,
             extra=self._extra,
         )

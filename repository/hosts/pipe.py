@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from repository.hosts import frames
-from repository.hosts.frames import HEADER_SIZE, Kind
+from repository.hosts.frames import HEADER_SIZE, Header
 from repository.tensors import Buffer
 
 SMALL = 256 * 1024
@@ -22,10 +22,8 @@ IOV = 64  # parts that one sendmsg takes
 
 
 class Frame(NamedTuple):
-    kind: Kind
-    number: int
+    header: Header
     payload: memoryview
-    meta: int
 
 
 class Pipe:
@@ -38,16 +36,25 @@ class Pipe:
 
     def receive(self) -> Frame | None:
         """None: the other side is gone. Raises BrokenFrameError."""
-        if not self._fill(HEADER_SIZE):
+        if self._have - self._at < HEADER_SIZE and not self._fill(HEADER_SIZE):
             return None
-        length, meta, number, kind = frames.unpack(self._buffer, self._at)
-        total = HEADER_SIZE + length
-        self._settle(total)
-        if not self._fill(total):
+        header = frames.unpack(self._buffer, self._at)
+        total = HEADER_SIZE + header[0]
+        if total > SMALL or len(self._buffer) > SMALL:
+            self._settle(total)
+        if self._have - self._at < total and not self._fill(total):
             return None
         payload = self._buffer[self._at + HEADER_SIZE : self._at + total]
         self._at += total
-        return Frame(kind, number, payload, meta)
+        return Frame(header, payload)
+
+    @property
+    def ready(self) -> bool:
+        """A whole frame is here: `receive` will not wait. Raises BrokenFrameError."""
+        have = self._have - self._at
+        return (
+            have >= HEADER_SIZE and have >= HEADER_SIZE + frames.unpack(self._buffer, self._at)[0]
+        )
 
     def send(self, parts: Sequence[Buffer]) -> None:
         """All of it, large parts without a copy."""
@@ -82,8 +89,6 @@ class Pipe:
         if total > len(self._buffer):
             self._small = 0
             self._move(memoryview(mmap.mmap(-1, -(-total // SMALL) * SMALL)))
-            return
-        if len(self._buffer) == SMALL:
             return
         self._small = 0 if total > SMALL else self._small + 1
         if self._small > PATIENCE and self._have - self._at <= SMALL:

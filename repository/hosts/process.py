@@ -23,15 +23,17 @@ from typing import Any
 
 from repository.backends import registry
 from repository.errors import LoadFailedError
-from repository.hosts import frames, snapshots
+from repository.hosts import arena, frames, snapshots
+from repository.hosts.arena import Arena
+from repository.hosts.asking import LARGE, Asking
 from repository.hosts.channel import Channel
 from repository.hosts.frames import Kind, LoadOrder
+from repository.hosts.threads import threads_for
 from repository.hosts.zygotes import Child, Zygotes
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.spec import ModelSpec
 
 log = logging.getLogger(__name__)
-MOST_THREADS = 16  # per worker, unless the config asks for more
 TERM_S = 1.0  # between SIGTERM and SIGKILL
 EOF_S = 2.0  # how long a worker may live on after it closed its socket
 _busy = attrgetter("busy")
@@ -54,9 +56,9 @@ class Worker:
         self._timer: asyncio.TimerHandle | None = None
         child.exited.add_done_callback(self._on_exit)
 
-    async def connect(self) -> None:
+    async def connect(self, asking: Asking) -> None:
         self._lost = False
-        self.channel = await Channel.open(self.child.sock, self._on_lost)
+        self.channel = await Channel.open(self.child.sock, self._on_lost, asking)
 
     @property
     def busy(self) -> int:
@@ -98,7 +100,7 @@ class Worker:
 
 class ProcessHost:
     """`threads` per worker; None: the cores divided among the instances. `extra` reaches the
-    backend."""
+    backend. `arena_size` in bytes, 0: all tensors go through the sockets."""
 
     def __init__(
         self,
@@ -108,6 +110,7 @@ class ProcessHost:
         instances: int = 1,
         threads: int | None = None,
         extra: dict[str, Any] | None = None,
+        arena_size: int = arena.SIZE,
     ) -> None:
         self.died: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.slots = instances
@@ -121,6 +124,9 @@ class ProcessHost:
         self._stopping = False
         self._stopped: asyncio.Task[None] | None = None
         self._model = ""
+        self._arena_size = arena_size
+        self._arena: Arena | None = None
+        self._asking = Asking(None)
 
     # load ---------------------------------------------------------------------------------------
 
@@ -132,6 +138,7 @@ class ProcessHost:
         if device.startswith("cuda") and not entry.gpu:
             raise LoadFailedError(f"backend '{spec.backend}' cannot use a GPU; set device to cpu")
         name = f"md:{spec.model}:{spec.version}"
+        self._make_arena()
         self._forks = [
             asyncio.create_task(self._fork(entry.framework, name)) for _ in range(self.slots)
         ]
@@ -150,10 +157,20 @@ class ProcessHost:
             self._kill()
             raise
 
+    def _make_arena(self) -> None:
+        """Without one (no descriptor is left, or the system has no such thing) it works too."""
+        if self._arena_size:
+            try:
+                self._arena = Arena(self._arena_size)
+            except OSError as error:
+                log.warning("%s has no shared memory: %s", self._model, error.strerror)
+        self._asking = Asking(self._arena)
+
     async def _fork(self, framework: str, name: str) -> Worker:
-        worker = Worker(await self._zygotes.fork(framework, name))
+        shared = self._arena.fd if self._arena is not None else -1
+        worker = Worker(await self._zygotes.fork(framework, name, shared))
         self._workers.append(worker)
-        await worker.connect()
+        await worker.connect(self._asking)
         worker.ended.add_done_callback(partial(self._on_end, worker))
         if self._stopping:
             worker.child.signal(signal.SIGKILL)
@@ -173,7 +190,6 @@ class ProcessHost:
         return path
 
     def _order(self, spec: ModelSpec, device: str, path: str, instance: int) -> LoadOrder:
-        share = max(1, len(os.sched_getaffinity(0)) // max(1, self.slots))
         return LoadOrder(
             backend=spec.backend,
             model=spec.model,
@@ -182,7 +198,7 @@ class ProcessHost:
             model_file=spec.model_file,
             config=spec.config,
             device=device,
-            threads=self._threads or min(share, MOST_THREADS),
+            threads=threads_for(spec.config, self.slots, self._threads),
             instance=instance,
             extra=self._extra,
         )
@@ -199,6 +215,12 @@ class ProcessHost:
         channel = worker.channel
         assert channel is not None, "infer before load"
         return channel.infer(request)
+
+    def room(self, size: int) -> memoryview | None:
+        if size < LARGE or self._arena is None:
+            return None
+        found = self._arena.take(size, populate=False)
+        return found[0] if found is not None else None
 
     async def memory(self) -> dict[str, int]:
         asked = [
@@ -247,10 +269,15 @@ class ProcessHost:
         if not await self._until_gone(LATE_S):
             log.warning("the worker of %s does not end; its memory is not back", self._model)
             await self._until_gone(None)
-        for worker in self._workers:
-            worker.close()
+        self._close()
         if self._snapshot is not None:
             await asyncio.to_thread(snapshots.remove, self._snapshot)
+
+    def _close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+        if self._arena is not None:
+            self._arena.close()
 
     async def _until_gone(self, patience_s: float | None) -> bool:
         left = [worker.ended for worker in self._workers if not worker.ended.done()]

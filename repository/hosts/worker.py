@@ -17,20 +17,24 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from repository.backends import registry
-from repository.backends.base import Backend, Order
-from repository.errors import InferenceFailedError, InvalidTensorError, RepositoryError
+from repository.backends.base import Backend, Order, RoomyBackend
+from repository.errors import InferenceFailedError, RepositoryError
 from repository.hosts import failures, frames, linux, snapshots
-from repository.hosts.frames import BrokenFrameError, Kind, LoadOrder
+from repository.hosts.answering import Answering
+from repository.hosts.arena import Window
+from repository.hosts.frames import ERROR, INFER, REPLY, STOP, BrokenFrameError, Kind, LoadOrder
 from repository.hosts.pipe import Frame, Pipe
 from repository.messages import Loaded
 from repository.tensors import Buffer
 
 OOM_OFFER = 200
+QUICK_S, MOST_HELD = 100e-6, 7
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -41,54 +45,80 @@ class ToldToStopError(BaseException):
 class Worker:
     """Answers frames until there are no more."""
 
-    def __init__(self, pipe: Pipe) -> None:
+    def __init__(self, pipe: Pipe, window: Window | None) -> None:
         self._pipe = pipe
+        self._answering = Answering(window)
         self._backend: Backend | None = None
+        self._roomy: RoomyBackend | None = None  # the same, if it can
         self._roots: tuple[str, ...] = ()
+        self._took_s = 0.0  # the last inference
+        self._held: list[Buffer] = []  # small answers that are not sent yet
 
     def run(self) -> None:
-        while (frame := self._pipe.receive()) is not None and frame.kind is not Kind.STOP:
-            self._pipe.send(self._answer(frame))
+        try:
+            while (frame := self._pipe.receive()) is not None and frame.header[3] != STOP:
+                parts = self._answer(frame)
+                if self._may_wait(parts):
+                    self._held += parts
+                    continue
+                held, self._held = self._held, []  # what is half sent must not be sent again
+                self._pipe.send([b"".join([*held, parts[0]]), *parts[1:]] if held else parts)
+        finally:
+            if self._held:
+                self._pipe.send([b"".join(self._held)])
+
+    def _may_wait(self, parts: Sequence[Buffer]) -> bool:
+        """Answers that take no time go out together, as long as there are requests here to be
+        answered: waking the server costs more than such an answer."""
+        return (
+            self._took_s < QUICK_S
+            and len(parts) == 1
+            and len(self._held) < MOST_HELD
+            and self._pipe.ready
+        )
 
     def unload(self) -> None:
-        backend, self._backend = self._backend, None
+        backend, self._backend, self._roomy = self._backend, None, None
         if backend is not None:
             backend.unload()
 
     def _answer(self, frame: Frame) -> list[Buffer]:
+        _, _, number, kind, *_ = frame.header
         try:
-            if frame.kind is Kind.INFER:
+            if kind == INFER:
                 return self._infer(frame)
-            return frames.pack(Kind.REPLY, frame.number, self._other(frame))
+            return frames.pack(REPLY, number, self._other(frame))
         except RepositoryError as error:
             failure = error
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the model's edge
             _log_traceback()
-            failure = self._foreign(error, frame.kind)
-        return frames.pack(Kind.ERROR, frame.number, frames.encode(failures.to_wire(failure)))
+            failure = self._foreign(error, kind)
+        return frames.pack(ERROR, number, frames.encode(failures.to_wire(failure)))
 
     def _infer(self, frame: Frame) -> list[Buffer]:
         if self._backend is None:
             raise InferenceFailedError("no model is loaded")
-        request = frames.unpack_infer(frame.payload, frame.meta)
+        header, payload = frame
+        request, offer = self._answering.read(header, payload)
         began = time.perf_counter()
-        response = self._backend.infer(request)
-        response.compute_s = time.perf_counter() - began
-        try:
-            return frames.pack_answer(frame.number, response)
-        except InvalidTensorError as error:  # too long: not what the client sent is at fault
-            raise InferenceFailedError(f"the answer holds {error}") from error
+        if offer is None or self._roomy is None:
+            response = self._backend.infer(request)
+        else:
+            response = self._roomy.infer_into(request, offer.room)
+        self._took_s = took_s = time.perf_counter() - began
+        return self._answering.write(header[2], response, offer, took_s)
 
     def _other(self, frame: Frame) -> bytes:
-        body = frame.payload[: frame.meta]
-        if frame.kind is Kind.MEMORY:
+        _, meta, _, kind, *_ = frame.header
+        body = frame.payload[:meta]
+        if kind == Kind.MEMORY:
             return frames.encode(linux.resident())
-        if frame.kind not in (Kind.PREPARE, Kind.LOAD):
-            raise BrokenFrameError(f"a request of kind {frame.kind.name}")
+        if kind not in (Kind.PREPARE, Kind.LOAD):
+            raise BrokenFrameError(f"a request of kind {kind}")
         order = frames.read_order(body)
         self._roots += (order.path, order.snapshot)
         try:
-            if frame.kind is Kind.PREPARE:
+            if kind == Kind.PREPARE:
                 policy = registry.entry(order.backend).snapshot
                 found = snapshots.prepare(
                     policy, Path(order.path), order.model_file, Path(order.snapshot)
@@ -115,24 +145,30 @@ class Worker:
                 extra=order.extra,
             )
         )
+        if hasattr(self._backend, "infer_into"):
+            self._roomy = cast("RoomyBackend", self._backend)
         loaded.memory.update(linux.resident())
         loaded.details.setdefault("pid", os.getpid())
         return loaded
 
-    def _foreign(self, error: BaseException, kind: Kind) -> RepositoryError:
+    def _foreign(self, error: BaseException, kind: int) -> RepositoryError:
         if isinstance(error, BrokenFrameError):
             raise error
-        if kind is Kind.INFER:
+        if kind == INFER:
             return failures.of_infer(error, *self._roots)
         return failures.of_load(error, *self._roots)
 
 
-def main(fd: int, name: str, *, parent: int, unblock: set[int | signal.Signals]) -> NoReturn:
-    """In the child, right after the fork. Never returns into the zygote's code."""
+def main(
+    fds: Sequence[int], name: str, *, parent: int, unblock: set[int | signal.Signals]
+) -> NoReturn:
+    """In the child, right after the fork. Never returns into the zygote's code. `fds`: its socket,
+    and its host's arena if there is one."""
     code = 1
     try:
-        _become(fd, name, parent, unblock)
-        _serve(socket.socket(fileno=fd))
+        _become(fds, name, parent, unblock)
+        sock, *arena = fds
+        _serve(socket.socket(fileno=sock), Window(arena[0]) if arena else None)
         code = 0
     except ToldToStopError:
         code = 0
@@ -145,7 +181,7 @@ def main(fd: int, name: str, *, parent: int, unblock: set[int | signal.Signals])
         os._exit(code)
 
 
-def _become(fd: int, name: str, parent: int, unblock: set[int | signal.Signals]) -> None:
+def _become(fds: Sequence[int], name: str, parent: int, unblock: set[int | signal.Signals]) -> None:
     """From a copy of the zygote to a process of its own."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -156,7 +192,7 @@ def _become(fd: int, name: str, parent: int, unblock: set[int | signal.Signals])
     signal.pthread_sigmask(signal.SIG_SETMASK, unblock)
     os.dup2(2, 1)
     for other in [int(n) for n in os.listdir("/proc/self/fd")]:
-        if other > 2 and other != fd:
+        if other > 2 and other not in fds:
             with contextlib.suppress(OSError):
                 os.close(other)
     for stream in (sys.stdout, sys.stderr):
@@ -170,8 +206,8 @@ def _become(fd: int, name: str, parent: int, unblock: set[int | signal.Signals])
     faulthandler.enable()
 
 
-def _serve(sock: socket.socket) -> None:
-    worker = Worker(Pipe(sock))
+def _serve(sock: socket.socket, window: Window | None) -> None:
+    worker = Worker(Pipe(sock), window)
     try:
         worker.run()
     except (ConnectionError, ToldToStopError):

@@ -3,7 +3,8 @@
 It has imported a framework and does nothing else: no op, no session, no thread, no GPU. A worker
 forked from it starts in milliseconds and shares its memory. One message a packet on the socket FD:
 
-    to us    {"fork": id, "name": ...} + the worker's socket     {"signal": pid, "number": n}
+    to us    {"fork": id, "name": ...} + the worker's socket, and its arena if it has one
+             {"signal": pid, "number": n}
     from us  {"up": pid, "threads": n}   {"forked": id, "pid": pid, "threads": n}
              {"exited": pid, "status": wait status}
 
@@ -36,6 +37,7 @@ FRAMEWORKS = {
     "python": ("numpy", "repository.backends.python"),
 }
 PACKET = 64 * 1024
+MOST_FDS = 2  # of one worker
 
 
 class Zygote:
@@ -75,17 +77,17 @@ class Zygote:
 
     def _obey(self) -> bool:
         """Does what one message says. False: the server is gone."""
-        data, fds, _, _ = socket.recv_fds(self._control, PACKET, 1)
+        data, fds, _, _ = socket.recv_fds(self._control, PACKET, MOST_FDS)
         if not data:
             return False
         message: dict[str, Any] = msgspec.msgpack.decode(data)
         if "fork" in message:
-            self._fork(message["fork"], message["name"], fds[0])
+            self._fork(message["fork"], message["name"], fds)
         elif message["signal"] in self._workers:
             self._signal(message["signal"], message["number"])
         return True
 
-    def _fork(self, number: int, name: str, fd: int) -> None:
+    def _fork(self, number: int, name: str, fds: list[int]) -> None:
         threads = linux.threads()
         parent = os.getpid()
         # Until the child has its own handlers, ours must not run in it.
@@ -94,9 +96,10 @@ class Zygote:
         )
         pid = os.fork()
         if pid == 0:
-            worker.main(fd, name, parent=parent, unblock=before)
+            worker.main(fds, name, parent=parent, unblock=before)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
         self._workers.add(pid)
         self._report({"forked": number, "pid": pid, "threads": threads})
 

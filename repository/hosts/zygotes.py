@@ -83,10 +83,11 @@ class Zygotes:
             self._running[framework] = zygote
             return zygote
 
-    async def fork(self, framework: str, name: str) -> Child:
-        """A worker called `name`. Raises LoadFailedError, WorkerDiedError."""
+    async def fork(self, framework: str, name: str, arena: int = -1) -> Child:
+        """A worker called `name`; `arena`: a descriptor that it gets too. Raises LoadFailedError,
+        WorkerDiedError."""
         zygote = await self.warm(framework)
-        return await zygote.fork(name)
+        return await zygote.fork(name, arena)
 
     async def close(self) -> None:
         """Ends every zygote and every worker of theirs."""
@@ -121,18 +122,19 @@ class Zygote:
         self.pid = self._process.pid
         loop.add_reader(self._control.fileno(), self._hear)
 
-    async def fork(self, name: str) -> Child:
+    async def fork(self, name: str, arena: int = -1) -> Child:
         async with self._turn:  # one request in flight: the socket's buffer can never be full
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             ours.setblocking(False)
             try:
                 with theirs:
-                    return await self._ask_fork(name, ours, theirs)
+                    fds = [theirs.fileno(), arena] if arena >= 0 else [theirs.fileno()]
+                    return await self._ask_fork(name, ours, fds)
             except BaseException:
                 ours.close()  # a worker that is forked all the same sees the end and goes
                 raise
 
-    async def _ask_fork(self, name: str, ours: socket.socket, theirs: socket.socket) -> Child:
+    async def _ask_fork(self, name: str, ours: socket.socket, fds: list[int]) -> Child:
         if self.dead:
             raise WorkerDiedError(f"the {self.framework} zygote has died; ask again")
         self._number += 1
@@ -140,7 +142,7 @@ class Zygote:
         forked: asyncio.Future[Child] = self._loop.create_future()
         self._forking = forked, ours
         try:
-            socket.send_fds(self._control, [message], [theirs.fileno()])
+            socket.send_fds(self._control, [message], fds)
             return await forked
         except OSError as error:
             raise WorkerDiedError(f"no worker could be forked: {error.strerror}") from error

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.plan import counting
-from repository.lifecycle.states import State
+from repository.lifecycle.states import TERMINAL, State
 from repository.lifecycle.wishes import Wanted
 from repository.snapshot import ModelFolder
 
@@ -42,6 +42,8 @@ class Register:
     def bury(self, model: str, folder: ModelFolder | None, wanted: Mapping[int, Wanted]) -> None:
         """Lets go of what no plan and no status looks at any more."""
         gens = self.of(model)
+        if not any(gen.state in TERMINAL for gen in gens):
+            return
         kept = self._telling(gens, folder, wanted)
         self._drop(
             model,

@@ -23,6 +23,8 @@ DEEPEST = 100  # levels of [ and {
 T = TypeVar("T")
 
 _BLOCK = 1 << 20  # bytes that are scanned at once
+_CHUNK = 1 << 17  # bytes of numbers that are objects at once: an object takes 32 bytes
+_ELEMENTS = 1 << 13  # of a tensor that are objects at once
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
 _STEP = np.zeros(256, np.int8)
 _STEP[list(b"[{")] = 1
@@ -103,30 +105,72 @@ def to_bytes(name: str, datatype: str, elements: int, data: msgspec.Raw | Any) -
             f"receiving {datatype} data via JSON is not supported. Please use the binary data "
             f"format for input {name}"
         )
-    plain = DATATYPES[datatype].dtype
-    kind = str if datatype == "BYTES" else _KINDS[plain.kind][0]
-    values = _values(name, kind, data)
-    if len(values) < elements:
+    if datatype == "BYTES":
+        texts = _values(name, str, data)
+        _check_number(name, len(texts), elements)
+        return _pack(name, texts)
+    array = _in_chunks(datatype, data) if isinstance(data, msgspec.Raw) else None
+    if array is None:
+        values = _values(name, _KINDS[DATATYPES[datatype].dtype.kind][0], data)
+        _check_number(name, len(values), elements)
+        try:
+            array = _narrow(datatype, values)
+        except OverflowError:
+            raise InvalidTensorError(
+                f"input '{name}' holds a number that no {datatype} can be read from"
+            ) from None
+    _check_number(name, len(array), elements)
+    found: Any = array
+    return memoryview(found).cast("B") if elements else b""
+
+
+def _check_number(name: str, found: int, elements: int) -> None:
+    if found < elements:
         raise InvalidTensorError(
             f"Failed to parse 'data' field: shape does not match true shape. Input '{name}' has "
-            f"{len(values)} elements, its shape needs {elements}"
+            f"{found} elements, its shape needs {elements}"
         )
-    if len(values) > elements:
+    if found > elements:
         raise InvalidTensorError(
             f"Unable to parse 'data': Shape does not match true shape of 'data' field. Input "
-            f"'{name}' has {len(values)} elements, its shape allows {elements}"
+            f"'{name}' has {found} elements, its shape allows {elements}"
         )
-    if kind is str:
-        return _pack(name, values)
-    try:
-        wide = np.array(values, _KINDS[plain.kind][1])
-    except OverflowError:
-        raise InvalidTensorError(
-            f"input '{name}' holds a number that no {datatype} can be read from"
-        ) from None
+
+
+def _narrow(datatype: str, values: list[Any]) -> Array:
+    """Raises OverflowError for an integer that 64 bits cannot hold."""
+    plain = DATATYPES[datatype].dtype
+    wide = np.fromiter(values, _KINDS[plain.kind][1], len(values))
     with np.errstate(over="ignore"):  # 1e300 as FP32 is infinity
-        array: Any = wide.astype(plain)
-    return memoryview(array).cast("B") if elements else b""
+        narrow: Array = wide.astype(plain)
+    return narrow
+
+
+def _in_chunks(datatype: str, data: msgspec.Raw) -> Array | None:
+    """The numbers of a long `data`, never all of them as objects: those of 64 MiB of text would
+    take 1 GiB. None: it is short, or anything but numbers within brackets; then all is to be read at
+    once, which also finds the words for what is wrong."""
+    if len(memoryview(data)) <= _CHUNK:
+        return None
+    text = bytes(data)
+    if text[:1] != b"[" or text[-1:] != b"]":
+        return None
+    decode = _FLAT[_KINDS[DATATYPES[datatype].dtype.kind][0]].decode
+    nested = text.find(b"[", 1) > 0
+    found: list[Array] = []
+    at, end = 1, len(text) - 1
+    try:
+        while at < end:
+            comma = text.find(b",", at + _CHUNK)
+            stop = end if comma < 0 else comma
+            chunk = text[at:stop]
+            # Without strings the brackets carry nothing but structure, which does not count.
+            chunk = chunk.translate(None, b"[]") if nested else chunk
+            found.append(_narrow(datatype, decode(b"[%b]" % chunk)))
+            at = stop + 1
+    except (msgspec.DecodeError, UnicodeDecodeError, OverflowError):
+        return None
+    return np.concatenate(found) if at > end else None  # no comma was the last
 
 
 def _values(name: str, kind: type, data: msgspec.Raw | Any) -> list[Any]:
@@ -154,6 +198,8 @@ def _flatten(data: Any) -> list[Any]:
     """Each element once, in order. Not deeper than DEEPEST: `read` saw to that."""
     if not isinstance(data, list):
         raise msgspec.ValidationError(f"Expected `array`, got `{type(data).__name__}`")
+    if list not in set(map(type, data)):
+        return data
     flat: list[Any] = []
     _collect(data, flat)
     return flat
@@ -188,11 +234,26 @@ def to_json(tensor: Tensor) -> msgspec.Raw:
     if tensor.datatype == "BYTES":
         return msgspec.Raw(msgspec.json.encode(_texts(tensor)))
     array: Array = np.frombuffer(tensor.data, DATATYPES[tensor.datatype].dtype)
+    if len(array) <= _ELEMENTS:
+        return msgspec.Raw(b"[%b]" % _numbers(array))
+    starts = range(0, len(array), _ELEMENTS)
+    return msgspec.Raw(b"[%b]" % b",".join([_numbers(array[i : i + _ELEMENTS]) for i in starts]))
+
+
+def _numbers(array: Array) -> bytes:
     values = array.tolist()
+    text = msgspec.json.encode(values)[1:-1]
     # A finite sum is the cheap proof; an infinite one may also be an overflow, which does no harm.
-    if array.dtype.kind == "f" and not math.isfinite(sum(values)):
-        return msgspec.Raw(json.dumps(values, separators=(",", ":")).encode())
-    return msgspec.Raw(msgspec.json.encode(values))
+    if array.dtype.kind != "f" or math.isfinite(sum(values)):
+        return text
+    # What JSON has no number for has become null. Their literals go in between.
+    parts = text.split(b"null")
+    words = [_literal(value) for value in array[~np.isfinite(array)].tolist()]
+    return b"".join([part + word for part, word in zip(parts, [*words, b""], strict=True)])
+
+
+def _literal(value: float) -> bytes:
+    return b"NaN" if value != value else b"Infinity" if value > 0 else b"-Infinity"
 
 
 def _texts(tensor: Tensor) -> list[str]:

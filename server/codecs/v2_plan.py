@@ -21,7 +21,7 @@ from repository.forms import Blank, Form
 from repository.messages import Parameters
 from repository.tensors import DATATYPES, Buffer, Shape
 from server.codecs import v2_json
-from server.errors import UnsupportedError
+from server.refusals import UnsupportedError
 
 MOST_AXES = 64  # what numpy can hold
 MOST_BYTES = 1 << 63

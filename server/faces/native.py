@@ -150,7 +150,7 @@ async def unload_all(models: NamedDependency[Repository]) -> UnloadAllReply:
 
 @get("/status", sync_to_thread=False)
 def status(models: NamedDependency[Repository], settings: NamedDependency[Settings]) -> StatusReply:
-    found = sorted(models.statuses(), key=lambda s: s.name)
+    found = models.statuses()
     return StatusReply(
         loaded=[s.name for s in found if s.state is Public.LOADED],
         loading_status={s.name: word_of(s.state) for s in found},
@@ -163,7 +163,7 @@ def status(models: NamedDependency[Repository], settings: NamedDependency[Settin
 @get("/", sync_to_thread=False)
 def index(models: NamedDependency[Repository], settings: NamedDependency[Settings]) -> ModelList:
     """OpenAI's list: every model of the repository, loaded or not (`status` says which)."""
-    found = sorted(models.statuses(), key=lambda s: s.name)
+    found = models.statuses()
     owner = settings.server_name
     return ModelList([ModelCard(s.name, _created(s), owner, word_of(s.state)) for s in found])
 

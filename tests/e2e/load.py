@@ -1,6 +1,6 @@
 """Clients that ask a model y = x + value without a pause, in a process of their own.
 
-    python -m tests.e2e.load URL MODEL CLIENTS LEAST
+    python -m tests.e2e.load URL MODEL CLIENTS LEAST [ROWS]
 
 Each client keeps one connection and has one request under way. It goes on until stdin ends and all
 of them together have made LEAST requests; then stdout gets one `Load` as JSON. Every element of an
@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import numpy as np
 
-ROWS = 8  # of a request
+ROWS = 8  # of a request, where nothing else is said
 QUESTIONS = 16  # different ones that a client asks in turn
 
 
@@ -72,14 +72,16 @@ async def asking(url: str, model: str, *, clients: int = 8, least: int) -> Async
 # the process -------------------------------------------------------------------------------------
 
 
-def questions(url: str, model: str, client: int) -> Iterator[tuple[bytes, np.ndarray]]:
+def questions(
+    url: str, model: str, client: int, rows: int = ROWS
+) -> Iterator[tuple[bytes, np.ndarray]]:
     """Requests in the binary form, and the x of each."""
     host = url.removeprefix("http://")
     for number in range(QUESTIONS):
-        x = np.arange(ROWS * 4, dtype=np.float32).reshape(ROWS, 4)
+        x = np.arange(rows * 4, dtype=np.float32).reshape(rows, 4)
         x += 1000 * client + 100 * number  # sums are exact: all are small whole numbers
         size = {"binary_data_size": x.nbytes}
-        tensor = {"name": "x", "datatype": "FP32", "shape": [ROWS, 4], "parameters": size}
+        tensor = {"name": "x", "datatype": "FP32", "shape": [rows, 4], "parameters": size}
         head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
         body = head + x.tobytes()
         lines = (
@@ -105,15 +107,16 @@ async def exchange(
 
 def value_of(body: bytes, at: int, x: np.ndarray) -> float:
     y = np.frombuffer(body, np.float32, offset=at).reshape(x.shape)
-    values = np.unique(y - x)
-    if len(values) != 1:
-        raise ValueError(f"one answer with several values: {values}")
-    return float(values[0])
+    values = y - x
+    least, most = float(values.min()), float(values.max())
+    if least != most:
+        raise ValueError(f"one answer with several values: {least} to {most}")
+    return least
 
 
-async def ask(url: str, model: str, number: int, load: Load, told: Told) -> None:
+async def ask(url: str, model: str, number: int, rows: int, load: Load, told: Told) -> None:
     host, port = url.removeprefix("http://").split(":")
-    asked = list(questions(url, model, number))
+    asked = list(questions(url, model, number, rows))
     turn = 0
     while not told.over(load):
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -155,11 +158,11 @@ class Told:
         return self.stop and load.count >= self._least
 
 
-async def run(url: str, model: str, clients: int, least: int) -> Load:
+async def run(url: str, model: str, clients: int, least: int, rows: int = ROWS) -> Load:
     load, told = Load(), Told(clients, least)
     async with asyncio.TaskGroup() as all_of_them:
         for number in range(clients):
-            all_of_them.create_task(ask(url, model, number, load, told))
+            all_of_them.create_task(ask(url, model, number, rows, load, told))
         # A thread: it wakes at the end of the input and at nothing else.
         await asyncio.to_thread(sys.stdin.buffer.read)
         told.stop = True
@@ -169,9 +172,9 @@ async def run(url: str, model: str, clients: int, least: int) -> Load:
 def main() -> None:
     import uvloop
 
-    url, model, clients, least = sys.argv[1:]
+    url, model, *numbers = sys.argv[1:]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        load = runner.run(run(url, model, int(clients), int(least)))
+        load = runner.run(run(url, model, *map(int, numbers)))
     sys.stdout.buffer.write(msgspec.json.encode(load))
 
 

@@ -17,10 +17,11 @@ from tests.e2e.server import Running, serving
 
 @asynccontextmanager
 async def started(
-    repo: Path, *flags: str
+    repo: Path, *flags: str, **how: Any
 ) -> AsyncIterator[tuple[Running, httpx.AsyncClient, Told]]:
+    """`how`: more for `serving`."""
     async with (
-        serving(repo, "--settle", "0.2", *flags) as server,
+        serving(repo, "--settle", "0.2", *flags, **how) as server,
         server.client() as client,
         told_by(server) as told,
     ):

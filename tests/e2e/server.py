@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import httpx
 import psutil
 
 WITHIN_S = 40.0  # for anything that a test waits for; a busy machine is slow
+PROGRAM = (sys.executable, "-m", "server")
 
 MODEL = """
 import os, pathlib, time
@@ -127,11 +128,16 @@ class Running:
 
 @asynccontextmanager
 async def serving(
-    repo: Path, *flags: str, wait_for: str = r"serving (http://\S+)", **environ: Any
+    repo: Path,
+    *flags: str,
+    wait_for: str = r"serving (http://\S+)",
+    program: Sequence[str] = PROGRAM,
+    **environ: Any,
 ) -> AsyncIterator[Running]:
+    """`program`: the same server, started in another way."""
     state = repo.parent / "state"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "server", "serve", str(repo),
+        *program, "serve", str(repo),
         "--port", "0", "--state-dir", str(state), "--trust-code", *flags,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.e2e.siege import GOOD, Siege, besieged, fault_of, until
+from tests.routes import ROUTES, each_route, flags_of
 from tests.wire import JSON, Wire, connected, head, post
 
 pytestmark = pytest.mark.e2e
@@ -38,23 +39,27 @@ def fds(siege: Siege) -> int:
     return found
 
 
+STOPPED = {
+    "nothing": b"",
+    "half a line": b"GET /hea",
+    "half a head": head("POST", INFER, "Content-Length: 1000000", JSON)[:-2],
+    "half a body": head("POST", INFER, "Content-Length: 1000000", JSON) + b'{"inputs"',
+    "half a chunk": head("POST", INFER, "Transfer-Encoding: chunked", JSON) + b"ff\r\n{",
+    "events": head("GET", "/v1/events"),
+    "idle": post(INFER, GOOD),
+}
+ON_EACH_ROUTE = ("half a body", "half a chunk", "idle")  # where the routes part
+
+
 @pytest.mark.parametrize(
-    "said",
-    [
-        b"",
-        b"GET /hea",
-        head("POST", INFER, "Content-Length: 1000000", JSON)[:-2],
-        head("POST", INFER, "Content-Length: 1000000", JSON) + b'{"inputs"',
-        head("POST", INFER, "Transfer-Encoding: chunked", JSON) + b"ff\r\n{",
-        head("GET", "/v1/events"),
-        post(INFER, GOOD),
-    ],
-    ids=["nothing", "half a line", "half a head", "half a body", "half a chunk", "events", "idle"],
+    ("route", "label"),
+    [(r, k) for k in STOPPED for r in ROUTES if r == ROUTES[-1] or k in ON_EACH_ROUTE],
 )
 async def test_two_hundred_clients_that_stop_half_way_hurt_nobody(
-    tmp_path: Path, said: bytes
+    tmp_path: Path, route: str, label: str
 ) -> None:
-    async with besieged(tmp_path) as siege:
+    said = STOPPED[label]
+    async with besieged(tmp_path, *flags_of(route)) as siege:
         assert await siege.works()
         open_files = fds(siege)
         async with crowd(siege, said):
@@ -128,8 +133,9 @@ TWO_WAYS = {
 }  # fmt: skip
 
 
-async def test_no_request_is_smuggled_behind_another(tmp_path: Path) -> None:
-    async with besieged(tmp_path) as siege:
+@each_route
+async def test_no_request_is_smuggled_behind_another(tmp_path: Path, route: str) -> None:
+    async with besieged(tmp_path, *flags_of(route)) as siege:
         before = await siege.truth()
         faults = []
         for label, raw in TWO_WAYS.items():
@@ -144,9 +150,12 @@ async def test_no_request_is_smuggled_behind_another(tmp_path: Path) -> None:
         assert not [line for line in siege.running.log if "unload-all" in line]
 
 
-async def test_pipelined_requests_old_http_and_what_was_never_meant_for_us(tmp_path: Path) -> None:
+@each_route
+async def test_pipelined_requests_old_http_and_what_was_never_meant_for_us(
+    tmp_path: Path, route: str
+) -> None:
     good = post(INFER, GOOD)
-    async with besieged(tmp_path) as siege:
+    async with besieged(tmp_path, *flags_of(route)) as siege:
         async with connected(siege.port) as wire:
             await wire.send(good * 50 + post(INFER, b"{") + head("GET", "/health") + good)
             found = [(await wire.answer()).status for _ in range(53)]
@@ -162,8 +171,11 @@ async def test_pipelined_requests_old_http_and_what_was_never_meant_for_us(tmp_p
         assert await siege.works()
 
 
-async def test_a_client_that_leaves_while_its_body_is_refused_hurts_nobody(tmp_path: Path) -> None:
-    async with besieged(tmp_path) as siege:
+@each_route
+async def test_a_client_that_leaves_while_its_body_is_refused_hurts_nobody(
+    tmp_path: Path, route: str
+) -> None:
+    async with besieged(tmp_path, *flags_of(route)) as siege:
         for _ in range(50):
             async with connected(siege.port) as wire:
                 await wire.send(head("POST", INFER, "Content-Length: 999999999999", JSON))

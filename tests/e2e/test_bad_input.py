@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.e2e.siege import GOOD, Siege, besieged, request, tensor
+from tests.routes import each_route, flags_of
 from tests.wire import JSON, connected, head, post
 
 pytestmark = pytest.mark.e2e
@@ -207,8 +208,11 @@ RAW: dict[str, bytes] = {
 MAX_BODY = ("--max-body", "2MiB")
 
 
-async def test_every_bad_request_is_a_clear_4xx_and_changes_nothing(tmp_path: Path) -> None:
-    async with besieged(tmp_path, *MAX_BODY) as siege:
+@each_route
+async def test_every_bad_request_is_a_clear_4xx_and_changes_nothing(
+    tmp_path: Path, route: str
+) -> None:
+    async with besieged(tmp_path, *MAX_BODY, *flags_of(route)) as siege:
         await siege.works()
         before, rss = await siege.truth(), siege.rss()
         answers = [(f"input: {k}", await siege.infer(request(v))) for k, v in SHAPES.items()]
@@ -227,10 +231,13 @@ async def test_every_bad_request_is_a_clear_4xx_and_changes_nothing(tmp_path: Pa
         assert bad == []
 
 
-async def test_what_other_servers_stumble_over_is_simply_answered(tmp_path: Path) -> None:
+@each_route
+async def test_what_other_servers_stumble_over_is_simply_answered(
+    tmp_path: Path, route: str
+) -> None:
     nan = with_data(b"NaN")
     empty = tensor(shape=[0, 4], data=[])
-    async with besieged(tmp_path) as siege:
+    async with besieged(tmp_path, *flags_of(route)) as siege:
         for body in (nan, with_data(b"-Infinity"), with_data(b"1e-400"), request(empty)):
             answer = await siege.infer(body)
             assert answer.status == 200, (body, answer)
@@ -242,11 +249,12 @@ async def still_fine(siege: Siege, rss: int) -> bool:
     return await siege.works() and siege.rss() - rss < GIB // 8
 
 
+@each_route
 async def test_a_gibibyte_that_is_announced_and_does_not_come_takes_no_memory(
-    tmp_path: Path,
+    tmp_path: Path, route: str
 ) -> None:
     """10 bytes of it come; then nothing; then the client is gone."""
-    async with besieged(tmp_path, "--max-body", "2GiB") as siege:
+    async with besieged(tmp_path, "--max-body", "2GiB", *flags_of(route)) as siege:
         assert await siege.works()
         before, rss = await siege.truth(), siege.rss()
         for path in (INFER, "/v1/models/load", "/v1/models/unload"):

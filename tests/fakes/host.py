@@ -80,6 +80,9 @@ class FakeHost:
         self._fill()
         return future
 
+    def room(self, size: int) -> memoryview | None:
+        return None
+
     async def memory(self) -> dict[str, int]:
         return dict(self.measured)
 

@@ -181,6 +181,9 @@ class FakeRepository(Repository):
             future.set_result(found)
         return future
 
+    def room(self, model: str, version: int | None, size: int) -> memoryview | None:
+        return None
+
     async def load(
         self, model: str, *, force: bool = False, trigger: Trigger = Trigger.API
     ) -> LoadReport:

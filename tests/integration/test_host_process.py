@@ -14,6 +14,7 @@ import uvloop
 from repository.errors import (
     InferenceFailedError,
     InvalidRequestError,
+    WorkerDiedError,
 )
 from repository.hosts import snapshots
 from repository.messages import InferRequest
@@ -137,6 +138,32 @@ async def test_the_least_loaded_instance_is_asked(tmp_path):
         assert others.isdisjoint(one(await busy).tolist())
 
 
+async def test_quick_answers_that_wait_for_each_other_all_arrive(tmp_path):
+    source = """
+        import os
+        class Model:
+            def infer(self, inputs):
+                if inputs["x"].size > 1:
+                    os._exit(0)
+                return inputs
+    """
+    spec = models.spec_of(models.python_model(tmp_path / "m/1", source), "python")
+    async with forking() as zygotes:
+        async with hosted(spec, tmp_path / "s", zygotes) as (host, _):
+            for count in (1, 2, 3, 50):
+                sent = [Tensor.of("x", np.array([i])) for i in range(count)]
+                answers = await asyncio.gather(*(host.infer(ask(each)) for each in sent))
+                assert [one(answer).item() for answer in answers] == list(range(count))
+            asked = [host.infer(ask(each)) for each in sent]
+            host._workers[0].channel.stop()  # in the same packet as the last of them
+            assert [one(await each).item() for each in asked] == list(range(50))
+        async with hosted(spec, tmp_path / "s", zygotes) as (host, _):
+            asked = [host.infer(ask(each)) for each in [*sent, X, *sent]]
+            await asyncio.wait(asked)
+            late = {type(each.exception()) for each in asked[-51:]}
+            assert late == {WorkerDiedError}
+
+
 async def test_what_cannot_travel_is_refused_without_harm(tmp_path):
     spec = models.spec_of(models.add_onnx(tmp_path / "m/1/model.onnx"))
     async with forking() as zygotes, hosted(spec, tmp_path / "s", zygotes) as (host, _):
@@ -176,7 +203,7 @@ async def test_a_worker_does_not_see_the_settings_of_the_server(tmp_path, monkey
     async with forking() as zygotes, hosted(spec, tmp_path / "s", zygotes) as (host, _):
         told, fds = (t.array()[0] for t in (await host.infer(ask())).outputs)
         assert told == 0
-        assert fds <= 5  # 0, 1, 2, its socket, and the listing itself
+        assert fds <= 6  # 0, 1, 2, its socket, its arena, and the listing itself
 
 
 async def test_zygotes_have_one_thread_when_they_fork():

@@ -22,6 +22,12 @@ BODY, _ = body(tensor("x", [1, 2], "FP32", [1, 2]))
 GOOD = post(INFER, BODY)
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["asgi", "protocol"])
+def fast(request, monkeypatch):
+    """Every test runs on both routes."""
+    monkeypatch.setattr(Stage, "fast", request.param)
+
+
 @asynccontextmanager
 async def a_port(**limits):
     async with listening(Stage(**limits)) as port:
@@ -137,6 +143,24 @@ async def test_a_body_in_countless_tiny_chunks_is_refused_and_in_large_ones_it_i
         assert answer.status == 400 and "pieces" in answer.text
         few = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + b"0\r\n\r\n"
         assert (await asked(port, tiny + few)).status == 200
+
+
+async def test_what_follows_a_body_has_no_say_in_what_is_done_with_it():
+    tiny = head("POST", INFER, "Transfer-Encoding: chunked")
+    told = b"%x\r\n%b\r\n0\r\nInference-Header-Content-Length: 3\r\n\r\n" % (len(BODY), BODY)
+    async with a_port() as port, connected(port) as wire:
+        await wire.send(tiny + told + GOOD)
+        assert [(await wire.answer()).status for _ in range(2)] == [200, 200]
+
+
+@pytest.mark.parametrize("begin", [b"0\r\nX-A: ", b"1;"], ids=["trailer", "extension"])
+async def test_what_frames_a_body_is_bounded(begin):
+    async with a_port() as port, connected(port) as wire:
+        await wire.send(head("POST", INFER, "Transfer-Encoding: chunked") + begin)
+        for _ in range(10):
+            await wire.send(b"a" * MOST_HEAD)
+        assert (await wire.answer()).status == 431
+        assert await wire.end() == b""
 
 
 async def test_old_http_is_answered_and_hung_up_on():

@@ -12,11 +12,12 @@ from repository.errors import (
     InvalidTensorError,
     ModelNotReadyError,
     QueueFullError,
+    RequestTimeoutError,
     WorkerDiedError,
 )
 from repository.messages import InferResponse
 from repository.tensors import Tensor
-from server.errors import DeadlineError, UnauthorizedError
+from server.errors import UnauthorizedError
 from tests.fakes.bodies import body, tensor
 from tests.integration.v2 import Stage
 
@@ -179,7 +180,7 @@ async def test_what_is_turned_away_for_want_of_room_or_time_is_told_by_its_reaso
     reasons = []
     stage = Stage(shed=reasons.append, max_body=1000)
     async with stage.client as client:
-        for error in (QueueFullError("full"), DrainingError("going"), DeadlineError("late")):
+        for error in (QueueFullError("full"), DrainingError("going"), RequestTimeoutError("late")):
             stage.models.answers = lambda _, error=error: error
             assert (await infer(client)).status_code == 503
         await infer(client, content=b" " * 1001)
@@ -293,15 +294,14 @@ async def test_a_body_in_too_many_pieces_is_refused():
     assert "pieces" in bad.json()["error"]
 
 
-async def test_a_request_may_say_how_long_it_would_wait():
+async def test_a_request_whose_time_is_over_is_told_and_counted_so():
     stage = Stage()
-    pending = asyncio.get_running_loop().create_future()
-    stage.models.answers = lambda _: pending
+    stage.models.answers = lambda _: RequestTimeoutError("Request timeout expired", retry_after_s=2)
     async with stage.client as client:
         reply = await infer(client, content=body(X, parameters={"timeout": 1000})[0])
     assert (reply.status_code, reply.json()["error"]) == (503, "Request timeout expired")
-    assert pending.cancelled() and stage.leases == 0
-    assert stage.meter.outcomes == ["timeout"]
+    assert reply.headers["retry-after"] == "2"
+    assert stage.leases == 0 and stage.meter.outcomes == ["timeout"]
 
 
 async def test_a_host_that_gives_a_request_up_is_an_error_not_a_silence():

@@ -16,6 +16,15 @@ from tests.integration.v2 import Stage, double, listening
 BODY, _ = body(tensor("x", [1, 2], "FP32", [1, 2]))
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["asgi", "protocol"])
+def fast(request, monkeypatch):
+    """Every test runs on both routes."""
+    monkeypatch.setattr(Stage, "fast", request.param)
+
+
+over_asgi = pytest.mark.parametrize("fast", [False], indirect=True)
+
+
 def head(length, *more):
     lines = ["POST /v2/models/m/infer HTTP/1.1", "Host: t", f"Content-Length: {length}", *more]
     return "\r\n".join([*lines, "", ""]).encode()
@@ -115,6 +124,7 @@ async def test_a_client_that_leaves_while_it_waits_ends_its_work_and_its_lease()
             assert (await reply_of(reader))[0] == 200
 
 
+@over_asgi
 async def test_an_answer_that_takes_its_time_still_comes():
     stage = Stage()
     held = Held(stage)
@@ -142,6 +152,7 @@ async def test_an_answer_that_takes_its_time_still_comes():
     assert stage.leases == 0 and stage.meter.outcomes == ["success"] * 2
 
 
+@over_asgi
 async def test_the_lease_lasts_until_the_answer_was_handed_over():
     stage = Stage()
     leases = []

@@ -16,7 +16,9 @@ from litestar.di import Provide
 from repository.messages import InferRequest, InferResponse, Loaded, TensorSpec
 from repository.tensors import Tensor
 from server import errors
+from server.call import Door
 from server.faces import v2_health, v2_infer
+from server.fast import FastProtocol
 from server.protocol import Protocol, watch_over
 from tests.fakes.repository import FakeRepository
 
@@ -77,9 +79,12 @@ class Faces(Litestar):
 
 
 class Stage:
-    """A repository where `m` (versions 1 and 2) and `org/n` serve, the app on it, and its meter."""
+    """A repository where `m` (versions 1 and 2) and `org/n` serve, the app on it, and its meter.
+    `fast`: on a socket, inference is answered below ASGI."""
 
-    def __init__(self, authorize: Any = lambda scope: None, **limits: Any) -> None:
+    fast = False
+
+    def __init__(self, authorize: Any = lambda headers: None, **limits: Any) -> None:
         self.models = FakeRepository(answers=double)
         self.models.add("m", 1, 2)
         for version in (1, 2):
@@ -96,9 +101,8 @@ class Stage:
             openapi_config=None,
             logging_config=None,
         )
-        self.app.infer = partial(
-            v2_infer.infer, models=self.models, authorize=authorize, meter=self.meter, **limits
-        )
+        self.door = Door(models=self.models, authorize=authorize, meter=self.meter, **limits)
+        self.app.infer = partial(v2_infer.infer, door=self.door)
 
     @property
     def leases(self) -> int:
@@ -122,8 +126,9 @@ class _Server(uvicorn.Server):
 @asynccontextmanager
 async def listening(stage: Stage, *, watched: bool = False) -> AsyncGenerator[int]:
     """The port of a real server in this loop. `watched`: it looks at its connections' clocks."""
+    http: Any = partial(FastProtocol, door=stage.door) if stage.fast else Protocol
     config = uvicorn.Config(
-        stage.app, port=0, http=Protocol, loop="none", lifespan="off", log_config=None
+        stage.app, port=0, http=http, loop="none", lifespan="off", log_config=None
     )
     server = _Server(config)
     task = asyncio.create_task(server._serve())

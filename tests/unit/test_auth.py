@@ -144,6 +144,23 @@ def test_a_changed_file_counts_within_a_second_without_a_restart(tmp_path: Path)
         gate.check(bearer("b"), Scope.ADMIN)
 
 
+def test_an_epoch_lasts_as_long_as_the_keys(tmp_path: Path) -> None:
+    clock = Clock()
+    path = key_file(tmp_path, *ALL)
+    gate = Gate(path, clock=clock)
+    first = gate.epoch()
+    clock.now = 2.0
+    assert gate.epoch() == first
+    path.write_text("keys: [")  # spoilt: the old ones stay
+    clock.now = 4.0
+    assert gate.epoch() == first
+    key_file(tmp_path, ALL[0])
+    assert gate.epoch() == first  # nobody has looked yet
+    clock.now = 6.0
+    assert gate.epoch() != first
+    assert Gate(None).epoch() == Gate(None).epoch()
+
+
 @pytest.mark.parametrize("spoilt", ["keys: [", "", "keys: [{name: x}]", None])
 def test_a_spoilt_file_keeps_the_old_keys_and_says_why(
     tmp_path: Path, spoilt: str | None, caplog: pytest.LogCaptureFixture

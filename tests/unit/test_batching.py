@@ -3,66 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from repository.batching import Batcher
-from repository.config import Batching, ModelConfig
 from repository.errors import InferenceFailedError, QueueFullError, WorkerDiedError
-from repository.messages import InferRequest, InferResponse, Loaded
+from repository.messages import InferRequest, InferResponse
 from repository.tensors import Tensor
+from tests.batches import ask, batcher, rows_of, sizes, values_of
 from tests.fakes.host import FakeHost
 
 pytestmark = pytest.mark.looptime
 
 
-def ask(*values: float, datatype: str = "FP32", width: int = 1) -> InferRequest:
-    """One row per value."""
-    rows = np.repeat(np.array(values, dtype=object)[:, None], width, axis=1)
-    if datatype == "BYTES":
-        return InferRequest([Tensor.of("x", rows)])
-    return InferRequest([Tensor.of("x", rows.astype("f4" if datatype == "FP32" else "i4"))])
-
-
-def rows_of(response: InferResponse) -> list[float]:
-    return [float(row[0]) for row in response.outputs[0].array()]
-
-
-def sizes(host: FakeHost) -> list[int]:
-    return [request.inputs[0].shape[0] for request in host.batches]
-
-
-def batcher(
-    host: FakeHost,
-    most: int = 8,
-    *,
-    max_queue: int = 1000,
-    delay_us: int = 0,
-    preferred: Sequence[int] = (),
-    own_queue: int = 0,
-) -> Batcher:
-    batching = Batching(
-        max_delay_us=delay_us, preferred_sizes=tuple(preferred), max_queue=own_queue
-    )
-    clock = asyncio.get_running_loop().time
-    config = ModelConfig(batching=batching)
-    return Batcher(host, Loaded(max_batch_size=most), config, max_queue=max_queue, clock=clock)
-
-
-async def test_without_batching_a_slot_is_given_two_and_the_rest_wait_in_order(looptime):
+async def test_without_batching_each_slot_is_given_one_and_the_rest_wait_in_order(looptime):
     host = FakeHost(infer_s=1.0, slots=2)
     queue = batcher(host, most=0)
-    futures = [queue.submit(ask(n)) for n in range(7)]
-    assert (queue.in_flight, queue.queue_length, len(host.batches)) == (4, 3, 4)
+    futures = [queue.submit(ask(n)) for n in range(6)]
+    assert (queue.in_flight, queue.queue_length, len(host.batches)) == (2, 4, 2)
     answers = await asyncio.gather(*futures)
-    assert [rows_of(a) for a in answers] == [[n] for n in range(7)]
-    assert looptime == 4  # two at a time
-    assert [r.inputs[0].array()[0, 0] for r in host.batches] == list(range(7))
+    assert [rows_of(a) for a in answers] == [[n] for n in range(6)]
+    assert looptime == 3
+    assert values_of(host) == [[n] for n in range(6)]
     assert (queue.in_flight, queue.queue_length) == (0, 0)
     assert all(a.batch_size == 0 and a.compute_s == 1.0 for a in answers)
-    assert [a.queue_s for a in answers] == pytest.approx([0, 0, 0, 0, 1, 1, 2])
+    assert [a.queue_s for a in answers] == pytest.approx([0, 0, 1, 1, 2, 2])
+
+
+async def test_requests_are_not_merged_where_batching_is_switched_off(looptime):
+    host = FakeHost(infer_s=1.0)
+    queue = batcher(host, most=8, enabled=False)
+    answers = await asyncio.gather(*[queue.submit(ask(n, n + 0.5)) for n in range(3)])
+    assert sizes(host) == [2, 2, 2] and looptime == 3
+    assert [rows_of(a) for a in answers] == [[0, 0.5], [1, 1.5], [2, 2.5]]
+    assert all(a.batch_size == 2 for a in answers) and queue.samples == 6
 
 
 async def test_a_request_alone_is_handed_over_untouched():
@@ -75,16 +49,16 @@ async def test_a_request_alone_is_handed_over_untouched():
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_return():
     host = FakeHost(infer_s=4.0)
-    queue = batcher(host, most=0, max_queue=3)
-    kept = [queue.submit(ask(n)) for n in range(5)]
+    queue = batcher(host, most=0, server_queue=3)
+    kept = [queue.submit(ask(n)) for n in range(4)]
     with pytest.raises(QueueFullError, match="Exceeds maximum queue size: 3 ") as refusal:
         queue.submit(ask(9))
     assert refusal.value.retry_after_s is not None and refusal.value.retry_after_s > 0
-    assert len(await asyncio.gather(*kept)) == 5
+    assert len(await asyncio.gather(*kept)) == 4
 
 
 async def test_the_models_own_queue_limit_overrides_the_servers():
-    queue = batcher(FakeHost(infer_s=1.0), max_queue=1, own_queue=2)
+    queue = batcher(FakeHost(infer_s=1.0), 8, server_queue=1, max_queue=2)
     kept = [queue.submit(ask(n)) for n in range(2)]
     with pytest.raises(QueueFullError):
         queue.submit(ask(9))
@@ -92,7 +66,7 @@ async def test_the_models_own_queue_limit_overrides_the_servers():
 
 
 async def test_those_who_left_make_way_in_a_full_queue():
-    queue = batcher(FakeHost(infer_s=1.0), max_queue=2)
+    queue = batcher(FakeHost(infer_s=1.0), server_queue=2)
     gone = queue.submit(ask(1))
     stays = queue.submit(ask(2))
     gone.cancel()
@@ -121,7 +95,7 @@ async def test_one_batch_is_in_flight_per_slot_and_what_came_meanwhile_is_the_ne
     assert sizes(host) == [1] and queue.queue_length == 5
     await asyncio.gather(first, *rest)
     assert sizes(host) == [1, 5]
-    assert (await rest[0]).queue_s == pytest.approx(0.5)
+    assert (await rest[0]).queue_s == pytest.approx(0.5, abs=0.005)
 
 
 async def test_two_slots_take_two_batches():
@@ -166,13 +140,13 @@ async def test_inputs_without_a_common_batch_axis_go_alone():
 
 async def test_a_lone_request_waits_for_company_no_longer_than_the_delay(looptime):
     host = FakeHost()
-    answer = await batcher(host, delay_us=250_000).submit(ask(1))
+    answer = await batcher(host, max_delay_us=250_000).submit(ask(1))
     assert looptime == 0.25 and answer.queue_s == pytest.approx(0.25)
 
 
 async def test_the_delay_counts_from_the_oldest_request(looptime):
     host = FakeHost()
-    queue = batcher(host, delay_us=1_000_000)
+    queue = batcher(host, max_delay_us=1_000_000)
     futures = []
     for n in range(3):
         futures.append(queue.submit(ask(n)))
@@ -184,14 +158,14 @@ async def test_the_delay_counts_from_the_oldest_request(looptime):
 
 async def test_a_full_batch_does_not_wait(looptime):
     host = FakeHost()
-    queue = batcher(host, 4, delay_us=1_000_000)
+    queue = batcher(host, 4, max_delay_us=1_000_000)
     await asyncio.gather(*[queue.submit(ask(n)) for n in range(4)])
     assert looptime == 0
 
 
 async def test_a_batch_that_cannot_grow_does_not_wait():
     host = FakeHost()
-    queue = batcher(host, 4, delay_us=1_000_000)
+    queue = batcher(host, 4, max_delay_us=1_000_000)
     first = [queue.submit(ask(1, 1, 1)), queue.submit(ask(2, 2, 2))]
     await first[0]
     assert sizes(host) == [3] and not first[1].done()
@@ -200,7 +174,7 @@ async def test_a_batch_that_cannot_grow_does_not_wait():
 
 async def test_the_largest_preferred_size_goes_at_once_and_the_rest_waits(looptime):
     host = FakeHost()
-    queue = batcher(host, 8, delay_us=1_000_000, preferred=(2, 4))
+    queue = batcher(host, 8, max_delay_us=1_000_000, preferred_sizes=(2, 4))
     futures = [queue.submit(ask(n)) for n in range(5)]
     await asyncio.gather(*futures[:4])
     assert sizes(host) == [4] and looptime == 0
@@ -210,7 +184,7 @@ async def test_the_largest_preferred_size_goes_at_once_and_the_rest_waits(loopti
 
 async def test_past_the_delay_all_that_fits_goes_preferred_or_not():
     host = FakeHost(infer_s=5.0)
-    queue = batcher(host, 8, delay_us=1_000_000, preferred=(4,))
+    queue = batcher(host, 8, max_delay_us=1_000_000, preferred_sizes=(4,))
     first = [queue.submit(ask(n)) for n in range(4)]
     await asyncio.sleep(1)
     later = [queue.submit(ask(n)) for n in range(6)]
@@ -220,13 +194,13 @@ async def test_past_the_delay_all_that_fits_goes_preferred_or_not():
 
 async def test_without_a_delay_a_preferred_size_is_still_preferred():
     host = FakeHost()
-    queue = batcher(host, 8, preferred=(4,))
+    queue = batcher(host, 8, preferred_sizes=(4,))
     await asyncio.gather(*[queue.submit(ask(n)) for n in range(7)])
     assert sizes(host) == [4, 3]
 
 
 async def test_a_request_above_every_preferred_size_does_not_wait(looptime):
-    queue = batcher(FakeHost(), 8, delay_us=1_000_000, preferred=(2,))
+    queue = batcher(FakeHost(), 8, max_delay_us=1_000_000, preferred_sizes=(2,))
     await queue.submit(ask(1, 2, 3))
     assert looptime == 0
 
@@ -235,16 +209,16 @@ async def test_a_client_that_leaves_the_queue_is_dropped_and_hurts_nobody():
     for most in (0, 8):
         host = FakeHost(infer_s=1.0)
         queue = batcher(host, most)
-        blocker = [queue.submit(ask(0)) for _ in range(2)]
+        blocker = queue.submit(ask(0))
         await asyncio.sleep(0.1)
         futures = [queue.submit(ask(n)) for n in range(1, 5)]
         futures[0].cancel()
         futures[2].cancel()
         assert queue.queue_length == 2
-        await asyncio.gather(*blocker)
+        await blocker
         assert [rows_of(await futures[1]), rows_of(await futures[3])] == [[2], [4]]
         seen = [v for r in host.batches for v in r.inputs[0].array()[:, 0].tolist()]
-        assert seen == [0, 0, 2, 4]
+        assert seen == [0, 2, 4]
 
 
 async def test_a_client_that_leaves_in_flight_hurts_nobody():
@@ -259,7 +233,7 @@ async def test_a_client_that_leaves_in_flight_hurts_nobody():
 
 async def test_a_head_that_leaves_takes_its_timer_along(looptime):
     host = FakeHost()
-    queue = batcher(host, delay_us=1_000_000)
+    queue = batcher(host, max_delay_us=1_000_000)
     gone = queue.submit(ask(1))
     await asyncio.sleep(0.5)
     gone.cancel()
@@ -330,7 +304,7 @@ async def test_close_fails_what_waits_and_what_comes_and_lets_the_host_finish():
 
 
 async def test_close_stops_a_waiting_timer(looptime):
-    queue = batcher(FakeHost(), delay_us=1_000_000)
+    queue = batcher(FakeHost(), max_delay_us=1_000_000)
     future = queue.submit(ask(1))
     await asyncio.sleep(0.1)
     queue.close(WorkerDiedError("gone"))

@@ -73,6 +73,46 @@ def test_a_preferred_size_beyond_the_largest_batch_is_told_at_its_line() -> None
 
 
 @pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("priorities: 2", 2, "needs a default_priority of 1 to 2"),
+        ("default_priority: 2", 2, "there are 0"),
+        ("by_priority:\n  - {priority: 1}", 3, "names priority 1 and there are 0"),
+        (
+            "priorities: 1\n  default_priority: 1\n  by_priority:\n"
+            "  - {priority: 1}\n  - {priority: 1}",
+            6,
+            "names priority 1 twice",
+        ),
+        ("timeout_action: delay\n  preserve_ordering: true", 3, "nor with timeout_action delay"),
+    ],
+)
+def test_a_queue_that_contradicts_itself_is_told_at_its_line(
+    text: str, line: int, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        merge([read_yaml(f"batching:\n  {text}\n".encode())])
+    assert caught.value.where == f"config.yaml:{line}" and message in str(caught.value)
+
+
+def test_what_a_priority_does_not_say_for_itself_is_as_for_all() -> None:
+    text = b"""
+batching:
+  priorities: 2
+  default_priority: 2
+  timeout_us: 70
+  max_queue: 9
+  by_priority: [{priority: 1, timeout_us: 0}]
+"""
+    config, _ = merge([read_yaml(text)])
+    assert config.batching is not None
+    first, second = (config.batching.policy(n) for n in (1, 2))
+    assert (first.timeout_us, second.timeout_us) == (0, 70)
+    assert first.max_queue == second.max_queue == 9
+    assert first.timeout_action == "reject" and first.allow_timeout_override is True
+
+
+@pytest.mark.parametrize(
     ("files", "backend", "main"),
     [
         ({"model.onnx"}, "onnx", "model.onnx"),

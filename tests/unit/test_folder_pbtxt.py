@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from repository.config import Batching, LevelPolicy
 from repository.errors import ConfigError
 from repository.folder.layering import merge
 from repository.folder.pbtxt_lines import line_map
@@ -67,7 +68,12 @@ def test_what_triton_says_is_said_in_our_words() -> None:
         "outputs": [{"name": "label", "datatype": "INT64", "shape": [1]}],
         "instances": 2,
         "device": "cuda:1",
-        "batching": {"max_delay_us": 500, "preferred_sizes": [4, 8], "max_queue": 7},
+        "batching": {
+            "max_delay_us": 500,
+            "preferred_sizes": [4, 8],
+            "max_queue": 7,
+            "allow_timeout_override": False,
+        },
         "version_policy": {"specific": [1, 3]},
         "warmup": [{"batch_size": 4, "count": 2, "size": 32, "data": "random"}],
         "options": {"intra_op_thread_count": "2", "model_file": "net.onnx"},
@@ -107,7 +113,7 @@ def test_every_value_knows_its_line() -> None:
         ("version_policy { all {} }", {"version_policy": {"all": True}}),
         ("version_policy { latest { num_versions: 2 } }", {"version_policy": {"latest": 2}}),
         ("version_policy { latest {} }", {"version_policy": {"latest": 1}}),
-        ("dynamic_batching { }", {"batching": {}}),
+        ("dynamic_batching { }", {"batching": {"allow_timeout_override": False}}),
         ("", {}),
     ],
 )
@@ -152,9 +158,9 @@ def test_mistakes_are_told_with_their_line(text: str, where: str, message: str) 
         ),
         ("instance_group { kind: KIND_GPU gpus: [0, 1] }", 1, "gpus"),
         (
-            "dynamic_batching {\n preserve_ordering: true\n}",
+            "dynamic_batching {\n priority_queue_policy { key: 1 value { } }\n}",
             2,
-            "dynamic_batching.preserve_ordering",
+            "dynamic_batching.priority_queue_policy",
         ),
         ("model_transaction_policy { decoupled: true }", 1, "model_transaction_policy"),
     ],
@@ -165,6 +171,108 @@ def test_what_is_set_and_not_honoured_is_a_warning_at_its_line(
     (problem,) = read(text).problems
     assert problem.warning and problem.rule == "config"
     assert problem.where == f"config.pbtxt:{line}" and key in problem.message
+
+
+QUEUES = """\
+max_batch_size: 8
+dynamic_batching {
+  priority_levels: 3
+  default_priority_level: 2
+  default_queue_policy {
+    timeout_action: DELAY
+    default_timeout_microseconds: 9000
+    allow_timeout_override: true
+  }
+  priority_queue_policy [
+    { key: 3 value: { max_queue_size: 5 } },
+    { key: 1 value: { timeout_action: DELAY default_timeout_microseconds: 7 } }
+  ]
+}
+"""
+
+
+def test_a_queue_policy_is_said_in_our_words_and_silence_of_one_level_is_not_the_default() -> None:
+    config, sources = merge([read(QUEUES)])
+    batching = config.batching
+    assert batching is not None and read(QUEUES).problems == ()
+    assert (batching.priorities, batching.default_priority) == (3, 2)
+    assert [batching.policy(n) for n in (1, 2, 3)] == [
+        LevelPolicy(
+            priority=1,
+            max_queue=0,
+            timeout_us=7,
+            timeout_action="delay",
+            allow_timeout_override=False,
+        ),
+        LevelPolicy(
+            priority=2,
+            max_queue=0,
+            timeout_us=9000,
+            timeout_action="delay",
+            allow_timeout_override=True,
+        ),
+        LevelPolicy(
+            priority=3,
+            max_queue=5,
+            timeout_us=0,
+            timeout_action="reject",
+            allow_timeout_override=False,
+        ),
+    ]
+    for key, line in {
+        "batching.priorities": 3,
+        "batching.timeout_action": 6,
+        "batching.timeout_us": 7,
+        "batching.allow_timeout_override": 8,
+        "batching.by_priority.0.timeout_us": 10,
+    }.items():
+        assert sources[key] == f"config.pbtxt:{line}", key
+
+
+def test_whether_a_request_may_shorten_its_wait_is_as_triton_has_it_only_where_triton_says_so() -> (
+    None
+):
+    for text, allowed in (
+        ("", True),
+        ("dynamic_batching {\n}", False),
+        ("dynamic_batching { default_queue_policy { allow_timeout_override: true } }", True),
+    ):
+        config, _ = merge([read(f"max_batch_size: 8\n{text}")])
+        assert (config.batching or Batching()).policy(1).allow_timeout_override is allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("priority_levels: 2", 2, "needs a default_priority of 1 to 2"),
+        ("priority_levels: 2\ndefault_priority_level: 3", 3, "needs a default_priority of 1 to 2"),
+        ("default_priority_level: 1", 2, "'batching.default_priority' is 1; there are 0"),
+        (
+            "priority_levels: 2 default_priority_level: 1\n\n"
+            "priority_queue_policy { key: 3 value { } }",
+            4,
+            "names priority 3 and there are 2",
+        ),
+        (
+            "priority_levels: 2 default_priority_level: 1\npreserve_ordering: true",
+            3,
+            "goes neither with several priorities",
+        ),
+        (
+            "default_queue_policy { timeout_action: DELAY default_timeout_microseconds: 1 }\n"
+            "preserve_ordering: true",
+            3,
+            "nor with timeout_action delay",
+        ),
+        ("priority_levels: 101 default_priority_level: 1", 2, "at most 100"),
+    ],
+)
+def test_what_triton_refuses_of_a_queue_is_refused_at_its_line(
+    text: str, line: int, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        merge([read(f"dynamic_batching {{\n{text} }}")])
+    assert caught.value.where == f"config.pbtxt:{line}" and message in str(caught.value)
 
 
 def test_a_nested_model_may_call_itself_by_its_last_folder() -> None:

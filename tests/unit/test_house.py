@@ -12,7 +12,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from repository.config import Batching, Checks, ModelConfig, TensorConfig, WarmupRequest
+from repository.config import (
+    Batching,
+    Checks,
+    LevelPolicy,
+    ModelConfig,
+    TensorConfig,
+    WarmupRequest,
+)
 from server.settings import FIELDS
 
 HOME = Path(__file__).resolve().parents[2]
@@ -51,6 +58,7 @@ def test_every_key_of_a_models_config_is_documented() -> None:
         (ModelConfig, ""),
         (TensorConfig, ""),
         (Batching, "batching."),
+        (LevelPolicy, "by_priority[]."),
         (WarmupRequest, "warmup[]."),
         (Checks, "checks."),
     ):

@@ -68,7 +68,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
         "default_host": "inline", "memory_budget": "cpu=2GiB,cuda:0=3GiB", "load_slots": "7",
         "load_timeout": "9", "drain": "1", "grace": "2", "max_body": "1MiB", "max_queue": "5",
         "keepalive": "3", "log_format": "json", "log_level": "DEBUG", "strict_readiness": "on",
-        "exit_on_error": "true",
+        "exit_on_error": "true", "fast_path": "off",
     }  # fmt: skip
     values = {key: samples.get(key, "/text") for key in FIELDS}
     environ = {f"MODELDEPOT_{key.upper()}": value for key, value in values.items()}

@@ -89,3 +89,19 @@ def test_what_probes_ask_is_what_people_are_told(states, problems):
     of = folder(name="m", problems=problems)
     assert has_failed(gens, of) == (told(*gens, of=of).state is Public.FAILED)
     assert has_failed([], of) == (told(of=of).state is Public.FAILED)
+
+
+@pytest.mark.parametrize("of", [None, folder(name="m")])
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("state", State)
+def test_a_model_with_one_generation_is_told_as_one_with_several_is(state, wanted, of):
+    """Such a model is described by a shorter way; one that has gone besides says nothing."""
+    one, gone = gen(state, 2), gen(State.GONE)
+    short, long = told(one, wanted=wanted, of=of), told(gone, one, wanted=wanted, of=of)
+    assert short == long._replace(generations=(one,), changed_at=one.story[-1].at)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_model_of_which_nothing_runs_is_told_as_one_that_has_gone(wanted):
+    nothing, gone = told(wanted=wanted), told(gen(State.GONE), wanted=wanted)
+    assert nothing == gone._replace(generations=(), changed_at=None)
