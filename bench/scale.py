@@ -5,7 +5,7 @@
 Needs the development environment. Each number of models is served by a server of its own, all of them
 loaded, and unloaded again twice: what the first round leaves behind would show in the second. Requests
 to one model are timed in turn against a second server with a single model, since a ratio within one
-run means more than milliseconds. A thousand models take 6 GiB and two minutes; `--quick` is 1 and 50.
+run means more than milliseconds. A thousand models take 6 GiB and three minutes; `--quick` is 1 and 50.
 """
 
 from __future__ import annotations
