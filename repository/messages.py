@@ -27,7 +27,8 @@ class Loaded(msgspec.Struct, frozen=True):
     inputs, outputs   as the model itself (or its config) says; empty means: anything goes
     max_batch_size    0: the host takes requests one by one, shapes are exact
     platform          KServe V2 platform name, such as "onnxruntime_onnx"
-    memory            bytes by kind (weights, workspace, context), summed over the workers
+    memory            bytes by kind (weights, workspace, context) that the backend knows of, summed
+                      over the workers; what a worker really has is what `Host.memory` measures
     details           for people: providers, threads, pids
     """
 

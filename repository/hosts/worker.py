@@ -147,7 +147,6 @@ class Worker:
         )
         if hasattr(self._backend, "infer_into"):
             self._roomy = cast("RoomyBackend", self._backend)
-        loaded.memory.update(linux.resident())
         loaded.details.setdefault("pid", os.getpid())
         return loaded
 
