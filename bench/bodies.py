@@ -81,6 +81,8 @@ def send(url: str, request: bytes, until: float, counts: list[int]) -> None:
         while time.perf_counter() < until:
             sock.sendall(request)
             answer = sock.recv(65536)
+            while not answer.endswith(b"}"):  # the end of a short JSON answer
+                answer += sock.recv(65536)
             if not answer.startswith(b"HTTP/1.1 200 "):
                 print(f"not an answer: {answer[:300]!r}", file=sys.stderr)
                 return

@@ -308,10 +308,14 @@ class Batcher:
     ) -> None:
         self._alone_in_a_row = 0
         self._make_room(started, len(batch))
+        error = _error_of(answer)
+        if error is not None:
+            self._failed(batch, error)
+            return
         try:
             responses = split(answer.result(), [waiting.rows for waiting in batch])
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as above
-            self._failed(batch, error)
+        except Exception as broken:  # noqa: BLE001 - as above
+            self._failed(batch, broken)
             return
         for waiting, response in zip(batch, responses, strict=True):
             response.queue_s = started - waiting.arrived
@@ -340,11 +344,11 @@ class Batcher:
             del self._since[waiting]
         self._alone_in_a_row = 0 if self._queue.length else self._alone_in_a_row + 1
         self._make_room(started, 1)
-        try:
-            response = answer.result()
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as above
+        error = _error_of(answer)
+        if error is not None:
             self._failed([waiting], error)
             return
+        response = answer.result()
         response.queue_s = started - waiting.arrived
         if self._most:
             response.batch_size = waiting.rows
@@ -373,6 +377,12 @@ class Batcher:
             error = self._closed  # for nobody knows whose fault it was
         for waiting in batch:
             self._give(waiting, _own(error))
+
+
+def _error_of(answer: asyncio.Future[InferResponse]) -> BaseException | None:
+    """What it failed with; not raised: a traceback would tie it to the future that holds it, and both
+    to the requests, whose memory would then wait for the garbage collector."""
+    return asyncio.CancelledError() if answer.cancelled() else answer.exception()
 
 
 def _own(error: BaseException) -> RepositoryError:

@@ -141,7 +141,10 @@ async def _until_retired(gen: Generation, host: Host) -> None:
 
 
 def died(gen: Generation, host: Host) -> FailedError:
-    return WorkerDiedError(f"{gen.spec.model} version {gen.spec.version}: {host.died.result()}")
+    spec = gen.spec
+    return WorkerDiedError(
+        f"the worker of '{spec.model}' version {spec.version} died: {host.died.result()}"
+    )
 
 
 async def _drain(gen: Generation, host: Host, patience_s: float) -> str:

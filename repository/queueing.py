@@ -244,7 +244,7 @@ class InOrder:
         self._sweep_at = STALE
 
     def expect(self, waiting: Waiting) -> None:
-        waiting.add_done_callback(self._release)
+        waiting.add_done_callback(self._on_done)
         self._expected.append(waiting)
         if len(self._expected) > self._sweep_at:
             self._expected = deque(w for w in self._expected if not w.done())
@@ -253,9 +253,13 @@ class InOrder:
     def give(self, waiting: Waiting, outcome: Outcome) -> None:
         if not waiting.done():
             self._ready[waiting] = outcome
-            self._release(waiting)
+            self._release()
 
-    def _release(self, _: object) -> None:
+    def _on_done(self, waiting: Waiting) -> None:
+        self._ready.pop(waiting, None)  # of a client that left before its turn
+        self._release()
+
+    def _release(self) -> None:
         """Hands out what need not wait any more."""
         expected, ready = self._expected, self._ready
         while expected:

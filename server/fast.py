@@ -86,6 +86,10 @@ class FastProtocol(Protocol):
         if self._stage is BODY:
             self._straighten()
 
+    def _parse_anew(self) -> None:
+        super()._parse_anew()
+        self._fresh = False  # what is parsed next are not the bytes that came
+
     def _begin(self) -> None:
         """A head is complete."""
         fresh, self._fresh, self._learning = self._fresh, False, None

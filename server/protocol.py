@@ -52,6 +52,7 @@ class Protocol(HttpToolsProtocol):
         self._since = self._heard_at = self._sent_at = self.loop.time()
         self._heard = self._answered = False  # since `look` looked
         self._fed = self._first = 0  # bytes with the head in them, and of the first piece of these
+        self._size = 0  # bytes of the piece that is being parsed
         self._pieces = self._received = self._unsent = 0
         self._framing = 0  # bytes in pieces of a body that brought nothing of it
         self._refusal: errors.ServerError | None = None
@@ -59,10 +60,12 @@ class Protocol(HttpToolsProtocol):
         self._again: bytes | None = None  # a head that asked for an upgrade, without it
         self._lingering = self._going = False
         self._current: Any = None  # the request that is being answered; `cycle` is the newest
+        self._held: tuple[Any, Any] | None = None  # the next one, while the last answer is unread
         super().connection_made(_Transport(self))  # type: ignore[arg-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._going = True
+        self._held = None
         super().connection_lost(exc)
         current = self._current
         if current is not None and not current.response_complete:
@@ -78,34 +81,43 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
+        again = self._feed(data)
+        while again is not None:  # no recursion: as many may be in one piece as fit into it
+            again = self._feed(again)
+
+    def _feed(self, data: bytes) -> bytes | None:
+        """What is to be fed next, if the parser stopped at an upgrade."""
         if self._refusal is not None or self._lingering:
-            return
-        self._fed = self._fed + len(data) if self._stage is HEAD else len(data)
+            return None
+        again: bytes | None = None
+        size = self._size = len(data)
+        self._fed = self._fed + size if self._stage is HEAD else size
         if self._stage is BODY:
-            self._framing += len(data)
+            self._framing += size
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._feed_again(data[upgrade.args[0] :])
+            again = self._once_more(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._refuse(self._why or errors.MalformedHttpError())
         if self._stage is HEAD:
             # What was before the head in its first piece is no part of it, and nobody knows how much.
-            self._first = self._first or len(data)
+            self._first = self._first or size
             if self._fed - self._first > MOST_HEAD and self._refusal is None:
                 self._refuse(_head_too_large())
         elif self._framing > MOST_HEAD and self._stage is BODY and self._refusal is None:
             self._refuse(_framing_too_large())
+        return again
 
-    def _feed_again(self, rest: bytes) -> None:
+    def _once_more(self, rest: bytes) -> bytes | None:
         """The parser stops at every request that asks for an upgrade; it is given the same request
         once more, without the wish."""
         if self._again is None:
             self._refuse(errors.MalformedHttpError())
-            return
+            return None
         head, self._again = self._again, None
         self._parse_anew()
-        self.data_received(head + rest)
+        return head + rest
 
     def _parse_anew(self) -> None:
         """With a parser that has seen nothing yet: the next byte begins a request."""
@@ -115,7 +127,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._stage = HEAD
-        self._first = 0
+        self._fed, self._first = self._size, 0
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -214,12 +226,21 @@ class Protocol(HttpToolsProtocol):
             self._say_why()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """Not while an answer is unread: a connection would hold two, and a body."""
         self._current = cycle
-        super()._start_asgi_task(cycle, app)
+        if self.flow.write_paused:
+            self.flow.pause_reading()
+            self._held = cycle, app
+        else:
+            super()._start_asgi_task(cycle, app)
 
     def resume_writing(self) -> None:
         self._unsent = 0
         super().resume_writing()
+        held, self._held = self._held, None
+        if held is not None and not held[0].disconnected:
+            self.flow.resume_reading()
+            self._start_asgi_task(*held)
 
     def _refuse(self, error: errors.ServerError) -> None:
         """Answers once everything before it was answered, then hangs up."""

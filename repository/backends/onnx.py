@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -123,8 +124,7 @@ class OnnxBackend:
             return self.infer(request)
         if binding.knows(form):
             feeds = {tensor.name: self._array(tensor) for tensor in request.inputs}
-            response = binding.run(form, feeds, room)
-            return self.infer(request) if response is None else response
+            return binding.run(form, feeds, room, partial(self.infer, request))
         response = self.infer(request)
         binding.remember(request, response)
         return response

@@ -8,7 +8,7 @@ where it was told to: what it has not written there is another request's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,22 +49,31 @@ class Binding:
             self._known.clear()
         self._known[form] = _outputs(response.outputs) if _is_plain(request, response) else ()
 
-    def run(self, form: Form, feeds: Mapping[str, Array], room: Room) -> InferResponse | None:
-        """None: not this one; `room` is as it was."""
+    def run(
+        self,
+        form: Form,
+        feeds: Mapping[str, Array],
+        room: Room,
+        plain: Callable[[], InferResponse],
+    ) -> InferResponse:
+        """The answer, in `room` where that can be; else that of `plain`, and `room` is as it was."""
         outputs = self._known[form]
         places = [room.take(output.size) for output in outputs]
-        if outputs and None not in places:
-            found = [place for place in places if place is not None]
-            if self._write(feeds, outputs, found):
-                return InferResponse(
-                    [
-                        Tensor(output.name, output.datatype, output.shape, place)
-                        for output, place in zip(outputs, found, strict=True)
-                    ]
-                )
-            self._known[form] = ()
+        if not outputs or None in places:
+            room.reset()
+            return plain()
+        found = [place for place in places if place is not None]
+        if self._write(feeds, outputs, found):
+            return InferResponse(
+                [
+                    Tensor(output.name, output.datatype, output.shape, place)
+                    for output, place in zip(outputs, found, strict=True)
+                ]
+            )
         room.reset()
-        return None
+        response = plain()  # where this fails too the request was at fault, and not its form
+        self._known[form] = ()
+        return response
 
     def _write(
         self, feeds: Mapping[str, Array], outputs: Sequence[_Output], places: Sequence[memoryview]

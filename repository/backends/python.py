@@ -127,9 +127,11 @@ class PythonBackend:
                     else f"the model has no input '{tensor.name}'"
                 )
             try:
-                inputs[tensor.name] = tensor.array()
+                array = inputs[tensor.name] = tensor.array()
             except ValueError as error:
                 raise InvalidTensorError(f"input '{tensor.name}': {error}") from error
+            # Some of them are views that could not be written to: all models meet the same.
+            array.flags.writeable = False
         answer = self._model.infer(inputs)
         if not isinstance(answer, Mapping):
             raise InferenceFailedError(

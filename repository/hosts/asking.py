@@ -103,7 +103,8 @@ class Asking:
         return parts, Question(meta, (blobs, laid.lots), room, room_at)
 
     def _expect(self, meta: bytes, sizes: Sequence[int]) -> None:
-        if self._arena is None or max(sizes, default=0) < LARGE:
+        small = max(sizes, default=0) < LARGE or len(meta) > frames.Forms.LONGEST
+        if self._arena is None or small:
             self._expected.pop(meta, None)
             return
         if len(self._expected) >= MOST_EXPECTED:

@@ -52,7 +52,7 @@ class Channel(asyncio.BufferedProtocol):
         self._waiting: dict[int, _Waiting] = {}
         self._number = 0
         self._unsent: list[Buffer] = []
-        self._scratch = memoryview(bytearray(SCRATCH))
+        self._scratch = np.empty(SCRATCH, np.uint8).data  # no memory before something comes
         self._large: memoryview | None = None
         self._have = 0
         self._failure = ""

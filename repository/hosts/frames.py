@@ -160,9 +160,11 @@ class Read(NamedTuple):
 
 class Forms(dict[bytes, Read]):
     """Forms by the metadata that states them: each is read once, as long as they are not too many.
+    A long one is not remembered: a client may say as much in its parameters as it likes.
     Looking one up raises BrokenFrameError, msgspec.MsgspecError."""
 
     MOST = 256
+    LONGEST = 8192  # bytes of metadata
 
     def __missing__(self, meta: bytes) -> Read:
         stated = _read_stated(meta)
@@ -176,9 +178,11 @@ class Forms(dict[bytes, Read]):
             at += size + -size % ALIGN
         end = spans[-1].stop if spans else 0
         form = Form(stated.blanks, stated.outputs, stated.parameters)
-        if len(self) >= self.MOST:
-            self.clear()
-        self[meta] = found = Read(form, sizes, tuple(spans), end)
+        found = Read(form, sizes, tuple(spans), end)
+        if len(meta) <= self.LONGEST:
+            if len(self) >= self.MOST:
+                self.clear()
+            self[meta] = found
         return found
 
 

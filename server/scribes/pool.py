@@ -165,6 +165,7 @@ class Pool:
         return next((turn for row in self._rows.values() if (turn := row.next())), None)
 
     def _end(self, scribe: Scribe) -> None:
+        self._free.pop(scribe, None)  # before it has ended, somebody may ask
         self._tasks.add(task := asyncio.create_task(scribe.close()))
         task.add_done_callback(self._done)
 
@@ -173,12 +174,15 @@ class Pool:
         timer = self._free.pop(scribe, None)
         if timer is not None:
             timer.cancel()
-        if self._closed or (turn := self._next()) is None:
+        # Where none can be started, those who wait are left to the others, if there are any.
+        while not self._closed and (turn := self._next()) is not None:
+            try:
+                turn.set_result(self._start())
+            except InferenceFailedError as error:
+                turn.set_exception(error)
+                if not self._all:
+                    continue
             return
-        try:
-            turn.set_result(self._start())
-        except InferenceFailedError as error:
-            turn.set_exception(error)
 
 
 def _closing() -> WorkerDiedError:

@@ -82,7 +82,7 @@ class Running:
     async def _read(self) -> None:
         assert self.process.stderr is not None
         async for line in self.process.stderr:
-            self.log.append(line.decode().rstrip())
+            self.log.append(line.decode(errors="replace").rstrip())
             self._more.set()
         self._more.set()
 

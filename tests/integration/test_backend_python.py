@@ -107,8 +107,25 @@ async def test_a_model_is_told_its_context_and_may_import_its_own_files(tmp_path
     ):
         assert loaded.inputs == (TensorSpec("x", "FP32", (-1, 4)),)
         told = one(await host.infer(ask(X))).tolist()
-        assert told == [b"m", b"cpu", b"1", b"3", b"1.5", b"h", b"s", b"True", b"l"]
+        assert told == [b"m", b"cpu", b"1", b"1", b"1.5", b"h", b"s", b"True", b"l"]
     assert not list(folder.glob("__pycache__"))
+
+
+@pytest.mark.parametrize("count", [4, 100_000])
+async def test_an_input_is_read_only_whatever_its_size_and_wherever_the_model_runs(tmp_path, count):
+    source = """
+        class Model:
+            def infer(self, inputs):
+                inputs["x"] += 1
+                return inputs
+    """
+    spec = models.spec_of(models.python_model(tmp_path / "m/1", source), "python")
+    x = Tensor.of("x", np.zeros(count, np.float32))
+    async with forking() as zygotes:
+        for where in (zygotes, None):
+            async with hosted(spec, tmp_path / "s", where) as (host, _):
+                text = await fails(lambda host=host: host.infer(ask(x)), InferenceFailedError)
+                assert "read-only" in text
 
 
 async def test_what_a_model_prints_goes_to_stderr(tmp_path, capfd):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from repository.backends.base import Order, Room
 from repository.backends.onnx import OnnxBackend
@@ -100,6 +100,26 @@ def test_a_form_whose_outputs_change_is_not_bound_again(tmp_path, monkeypatch):
             response = backend.infer_into(asked(x, form=form), room)
             assert response.outputs[0].array().tolist() == [list(range(count))]
         assert runs == ["plain", "bound", "bound", "plain", "plain", "plain"]
+
+
+def test_a_request_that_the_model_refuses_costs_its_form_nothing(tmp_path, monkeypatch):
+    table = np.arange(COUNT, dtype=np.float32)
+    path = models._write(
+        tmp_path / "m/1/model.onnx",
+        [helper.make_node("Gather", ["table", "x"], ["y"])],
+        [("x", "INT64", (-1,))],
+        [("y", "FP32", (-1,))],
+        [numpy_helper.from_array(table, "table")],
+    )
+    with loaded(path) as backend, counted(backend, monkeypatch) as runs:
+        form = asked(np.zeros(COUNT, np.int64)).form
+        for index in (1, 2, COUNT, 3):
+            request = asked(np.full(COUNT, index), form=form)
+            room = Room(memoryview(bytearray(9 * COUNT)))
+            with nullcontext() if index < COUNT else pytest.raises(Exception, match="indices"):
+                (y,) = backend.infer_into(request, room).outputs
+                assert set(y.array().tolist()) == {float(index)}
+        assert runs == ["plain", "bound", "bound", "plain", "bound"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -16,11 +17,16 @@ import numpy as np
 import psutil
 import pytest
 
-from repository.errors import InvalidRequestError, QueueFullError, WorkerDiedError
+from repository.errors import (
+    InferenceFailedError,
+    InvalidRequestError,
+    QueueFullError,
+    WorkerDiedError,
+)
 from repository.messages import InferResponse
 from repository.tensors import Tensor
 from server.codecs.v2_plan import Plan, plan_of
-from server.scribes import sheets
+from server.scribes import process, sheets
 from server.scribes.pool import Pool
 from server.scribes.scribes import LARGE_ANSWER, Scribes, writes_large
 from tests.fakes.bodies import body, tensor
@@ -117,6 +123,27 @@ async def test_those_who_wait_for_a_scribe_that_dies_get_another():
             await task
         plans = await asyncio.gather(*others)
         assert [p.pieces[0].shape for p in plans] == [(2,), (3,)]
+
+
+async def test_those_who_wait_are_told_when_no_other_scribe_can_be_started(monkeypatch):
+    async with writing() as scribes:
+        task = await begun(scribes, numbers())
+        others = [asyncio.create_task(scribes.plan_of(numbers(n))) for n in (2, 3)]
+        await asyncio.sleep(0)
+        with monkeypatch.context() as change:
+            change.setattr(process, "_start", no_more_processes)
+            os.kill(scribes.pool.pids[0], signal.SIGKILL)
+            with pytest.raises(WorkerDiedError):
+                await task
+        async with asyncio.timeout(10):
+            for other in others:
+                with pytest.raises(InferenceFailedError, match="no process could be started"):
+                    await other
+        await scribes.plan_of(numbers())
+
+
+def no_more_processes(fd: int) -> subprocess.Popen[bytes]:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 async def test_a_job_that_takes_too_long_costs_its_scribe_the_life():
@@ -216,6 +243,16 @@ async def test_a_scribe_without_work_ends_and_comes_back():
         await scribes.plan_of(numbers())
         await until(lambda: not scribes.pool.pids)
         await scribes.plan_of(numbers())
+
+
+async def test_a_scribe_that_is_about_to_end_is_given_no_job():
+    async with writing() as scribes:
+        await scribes.plan_of(numbers())
+        pool = scribes.pool
+        (scribe,) = pool._free
+        pool._end(scribe)
+        await scribes.plan_of(numbers())
+        assert scribe.dead
 
 
 async def test_work_is_shared_by_as_many_as_are_allowed():

@@ -134,6 +134,20 @@ def test_forms_that_are_remembered_are_not_too_many():
         assert 0 < len(forms) <= forms.MOST
 
 
+def test_a_long_form_is_not_remembered_on_either_side():
+    def test(way: Way) -> None:
+        for n in range(3):
+            said = {"prompt": f"{n}".zfill(frames.Forms.LONGEST)}
+            request, offer, question = way.there(tensor(filled(BIG)), parameters=said)
+            assert request.parameters == said
+            response = InferResponse([tensor(filled(BIG, n))], said)
+            found = way.asking.open(question, *cut(way.answering.write(1, response, offer, 0.5)))
+            assert found.parameters == said and found.outputs[0].data == filled(BIG, n)
+        assert not way.answering._forms and not way.asking._forms and not way.asking._expected
+
+    on_a_way(test)
+
+
 def test_a_large_tensor_is_not_in_the_frame_but_in_the_arena():
     def test(way: Way) -> None:
         data = filled(BIG)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -311,3 +313,30 @@ async def test_close_stops_a_waiting_timer(looptime):
     with pytest.raises(WorkerDiedError):
         await future
     await asyncio.sleep(5)
+
+
+class Failing(FakeHost):
+    def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[InferResponse] = loop.create_future()
+        loop.call_later(1.0, future.set_exception, WorkerDiedError("died"))
+        return future
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+async def test_of_a_request_that_failed_nothing_waits_for_the_garbage_collector(requests: int):
+    queue = batcher(Failing(), most=8)
+    gc.collect()
+    gc.disable()
+    try:
+        bodies = [np.zeros((1, 1), "f4") for _ in range(requests)]
+        held = [weakref.ref(body) for body in bodies]
+        futures = [queue.submit(InferRequest([Tensor.of("x", body)])) for body in bodies]
+        del bodies
+        await asyncio.wait(futures)
+        assert all(isinstance(f.exception(), WorkerDiedError) for f in futures)
+        del futures
+        await asyncio.sleep(1)
+        assert [ref() for ref in held] == [None] * requests
+    finally:
+        gc.enable()

@@ -293,6 +293,18 @@ async def test_order_keeps_nothing_of_those_who_have_left():
     running.cancel()
 
 
+async def test_order_keeps_no_answer_of_those_who_leave_before_their_turn():
+    queue = batcher(Uneven(slots=2), 0, preserve_ordering=True)
+    slow = queue.submit(ask(5))
+    for _ in range(10):
+        quick = queue.submit(ask(0))
+        await asyncio.sleep(0.1)
+        quick.cancel()
+        await asyncio.sleep(0)
+        assert queue._order is not None and not queue._order._ready
+    await slow
+
+
 async def test_closing_a_queue_in_order_leaves_nobody_waiting():
     host = Uneven(slots=2)
     queue = batcher(host, 0, preserve_ordering=True)

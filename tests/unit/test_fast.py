@@ -18,6 +18,7 @@ from repository.tensors import Tensor
 from server.errors import UnauthorizedError
 from server.exchange import ENDED
 from server.fast import STRAIGHT_FROM, FastProtocol
+from server.protocol import MOST_HEAD
 from server.straight import ALIGN, Straight
 from tests.fakes.bodies import body, tensor
 from tests.fakes.transport import FakeTransport
@@ -114,13 +115,41 @@ async def test_a_known_head_may_come_with_any_body_in_any_pieces() -> None:
         head("POST", INFER, "Content-Length: 2", "X-A: " + "a" * 5000) + b"{}",
         GOOD + GOOD,
         GOOD + GOOD[:20],
+        post(INFER, body(X)[0], "Connection: upgrade", "Upgrade: h2c"),
     ],
-    ids=["not at its beginning", "close", "expect", "old", "chunks", "long", "two", "more"],
+    ids=[
+        "not at its beginning",
+        "close",
+        "expect",
+        "old",
+        "chunks",
+        "long",
+        "two",
+        "more",
+        "upgrade",
+    ],
 )
 async def test_a_head_is_known_only_if_nothing_was_special_about_it(raw: bytes) -> None:
     line = Line()
     assert line.say(raw)
     assert line.protocol._known is None
+
+
+async def test_as_many_wishes_for_an_upgrade_as_fit_into_a_piece_are_all_answered() -> None:
+    line = Line()
+    wish = post(INFER, body(X)[0], "Connection: upgrade", "Upgrade: h2c")
+    assert line.say(wish * 1000).count(b"HTTP/1.1 200 ") == 1000
+    assert line.say(GOOD).startswith(b"HTTP/1.1 200 ") and not line.transport.closing
+
+
+async def test_a_head_is_not_taken_for_long_because_much_came_before_it() -> None:
+    line = Line()
+    count = MOST_HEAD // len(GOOD) + 1
+    piece = GOOD[20:] + GOOD * count + GOOD[:20]
+    assert line.say(GOOD[:20]) == b""
+    for _ in range(3):
+        heard = line.say(piece)
+        assert heard.count(b"HTTP/1.1 200 ") == count + 1 and b"431" not in heard
 
 
 async def test_a_known_head_is_judged_again_when_the_keys_have_changed() -> None:
