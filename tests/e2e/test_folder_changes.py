@@ -134,11 +134,12 @@ async def test_by_default_a_new_version_takes_over_and_a_removed_one_gives_back(
         first = await told.ready("m")
         add(depot.away / "m", 2, version=2)
         await depot.shell("cp -r away/m/2 models/m/")
-        await told.ready("m", version=2)
+        second = await told.ready("m", version=2)
         await told.ended(first.generation)
         assert await answer(client, "m") == 2
         await depot.shell("rm -r models/m/2")
         await told.ready("m", version=1, after=first.generation)
+        await told.ended(second.generation)  # until its turn comes it serves on
         assert await answer(client, "m") == 1
 
 
