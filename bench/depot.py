@@ -103,6 +103,27 @@ def serving(
         depot.end()
 
 
+@contextmanager
+def beside(module: str, *args: str) -> Iterator[list[float]]:
+    """`python -m module` works from its first line on, in a process of its own, for as long as the
+    block lasts, and until what it has begun is done. Afterwards the figures that it told then."""
+    told: list[float] = []
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *args],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdout.readline()
+    try:
+        yield told
+    finally:
+        process.stdin.close()
+        told += [float(line) for line in process.stdout]
+        process.wait()
+
+
 def name_of(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()

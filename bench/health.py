@@ -31,7 +31,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bench.depot import Depot, serving
+from bench.depot import Depot, beside, serving
 from bench.figures import Row, quantile, table, write
 from bench.loads import MODELS, add_models
 
@@ -102,27 +102,6 @@ def echoing() -> Iterator[str]:
         process.wait()
 
 
-@contextmanager
-def repeated(url: str, kind: str) -> Iterator[list[float]]:
-    """Loads of that sort for as long as the block lasts, and until the last one is done; it begins
-    after the first one. Afterwards, how long each took."""
-    took: list[float] = []
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.loads", url, kind],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    process.stdout.readline()
-    try:
-        yield took
-    finally:
-        process.stdin.close()
-        took += [float(line) for line in process.stdout]
-        process.wait()
-
-
 def measure(server: Depot, bare: str, *, path: str, rounds: int, seconds: float) -> list[Row]:
     probes = [Probe(server.url, path), Probe(bare, path)]
     idle: dict[str, list[list[float]]] = {kind: [[], []] for kind in MODELS}
@@ -133,7 +112,7 @@ def measure(server: Depot, bare: str, *, path: str, rounds: int, seconds: float)
         for kind in MODELS:
             for times, more in zip(idle[kind], turn(probes, seconds), strict=True):
                 times += more
-            with repeated(server.url, kind) as took:
+            with beside("bench.loads", server.url, kind) as took:
                 for times, more in zip(loading[kind], turn(probes, seconds), strict=True):
                     times += more
             loads[kind] += took

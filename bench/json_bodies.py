@@ -23,14 +23,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from bench.depot import PROGRAM, Depot, rss, serving
+from bench.depot import PROGRAM, Depot, beside, rss, serving
 from bench.figures import MIB, Row, quantile, table, write
 from bench.health import EXPLICIT, PAUSE_S, Probe, turn
 from repository.messages import InferResponse
@@ -79,26 +77,6 @@ def post(url: str, kind: str, mib: float) -> None:
     print(*took, sep="\n")
 
 
-@contextmanager
-def posting(url: str, kind: str, mib: float) -> Iterator[list[float]]:
-    """Afterwards, how long each body took."""
-    took: list[float] = []
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.json_bodies", "--post", url, kind, "--mib", str(mib)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    process.stdout.readline()
-    try:
-        yield took
-    finally:
-        process.stdin.close()
-        took += [float(line) for line in process.stdout]
-        process.wait()
-
-
 def alone(kind: str, mib: float) -> float:
     """Seconds for the codec, in this process."""
     if kind == "read":
@@ -130,7 +108,7 @@ def measure(server: Depot, sizes: list[float], seconds: float) -> list[Row]:
     for mib in sizes:
         for kind in KINDS:
             name = f"{mib:g} MiB {kind}"
-            with posting(server.url, kind, mib) as took:
+            with beside("bench.json_bodies", "--post", server.url, kind, "--mib", str(mib)) as took:
                 (busy,) = turn([probe], seconds)
             rows.append(Row(f"{name}: one body", 1000 * statistics.median(took), "ms"))
             rows.append(Row(f"{name}: the codec alone", 1000 * alone(kind, mib), "ms"))

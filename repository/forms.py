@@ -67,11 +67,6 @@ class Form:
         self.reply: Any = None
         self._resized: dict[int, Form] = {}
 
-    @property
-    def size(self) -> int:
-        """Bytes of all tensors."""
-        return sum(blank.size for blank in self.blanks)
-
     def resized(self, rows: int) -> Form:
         """The same with another number of rows. Only where it is `fixed`, and `rows` is known and
         not 0."""
@@ -111,6 +106,10 @@ def form_of(
     outputs: tuple[str, ...] = (),
     parameters: dict[str, Any] | None = None,
 ) -> Form:
-    return Form(
-        [Blank(t.name, t.datatype, t.shape, len(t.data)) for t in tensors], outputs, parameters
-    )
+    """Of tensors whole, or in several pieces: data that is a list of buffers."""
+    blanks = [Blank(t.name, t.datatype, t.shape, _size(t.data)) for t in tensors]
+    return Form(blanks, outputs, parameters)
+
+
+def _size(data: Buffer | list[Buffer]) -> int:
+    return sum(map(len, data)) if isinstance(data, list) else len(data)

@@ -52,7 +52,7 @@ from repository.reports import (
     UnloadAllReport,
     UnloadReport,
 )
-from repository.snapshot import ModelFolder, Problem, Snapshot
+from repository.snapshot import ModelFolder, Snapshot
 from repository.spec import ModelSpec
 
 __all__ = [
@@ -87,7 +87,7 @@ class Repository:
         self._draining = False
         self._looked = False  # what lay in the folder at the start has settled
         self._started = False
-        self._strays: tuple[Problem, ...] = ()  # what lies in the folder and belongs to no model
+        self._seen = Snapshot()  # what was told last of the folder
         self._models = Reconciler(
             self._means(),
             self._ledgers(),
@@ -140,10 +140,10 @@ class Repository:
 
     def _tell(self, snapshot: Snapshot) -> None:
         for problem in snapshot.problems:
-            if problem not in self._strays:
+            if problem not in self._seen.problems:
                 log.warning("%s: %s", problem.rule, problem)
                 self.events.publish("repository.problem", rule=problem.rule, message=str(problem))
-        self._strays = snapshot.problems
+        self._seen = snapshot
         self._models.observe(snapshot.models, starting=not self._looked)
 
     @asynccontextmanager
@@ -220,9 +220,9 @@ class Repository:
         if model in self._models.folders or self._of(model):
             return not_serving(name, version, self.status(model))
         check_name(name)
-        why = self._why_no_model(name)
+        why = self._seen.near(name)
         return ModelNotFoundError(
-            f"Request for unknown model: '{shown(name)}' is not found{why and f': {why}'}"
+            f"Request for unknown model: '{shown(name)}' is not found{f': {why}' if why else ''}"
         )
 
     # wishes -------------------------------------------------------------------------------------
@@ -333,13 +333,8 @@ class Repository:
             return self._models.known(name)
         except ModelNotFoundError:
             check_name(name)
-            why = self._why_no_model(name) or "is there a folder of that name with a model in it?"
+            why = self._seen.near(name) or "is there a folder of that name with a model in it?"
             raise ModelNotFoundError(f"no model '{name}' in the repository: {why}") from None
-
-    def _why_no_model(self, name: str) -> str:
-        """What is wrong with its folder, with one above it, or with what lies in it."""
-        near = (p for p in self._strays if _lies_in(name, p.where) or _lies_in(p.where, name))
-        return next(map(str, near), "")
 
     def statuses(self) -> list[ModelStatus]:
         """Of every model, by name."""
@@ -389,10 +384,6 @@ def _wishes(options: Options) -> Wishes:
         everything=options.mode != "explicit" or "*" in options.load,
         named=[check_name(name) for name in options.load if name != "*"],
     )
-
-
-def _lies_in(path: str, folder: str) -> bool:
-    return f"{path}/".startswith(f"{folder}/")
 
 
 async def _unchanged(spec: ModelSpec) -> bool:

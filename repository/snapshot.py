@@ -73,4 +73,14 @@ class Snapshot:
     def hides(self, name: str) -> bool:
         """A folder above `name` could not be read, so that its absence from `models` says nothing."""
         unread = (p.where for p in self.problems if p.rule == "io")
-        return any(where in (".", name) or name.startswith(where + "/") for where in unread)
+        return any(where == "." or _lies_in(name, where) for where in unread)
+
+    def near(self, name: str) -> Problem | None:
+        """What is wrong with the folder of `name`, which is no model, with one above it, or with what
+        lies in it."""
+        near = (p for p in self.problems if _lies_in(name, p.where) or _lies_in(p.where, name))
+        return next(near, None)
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder}/")

@@ -25,6 +25,7 @@ Array: TypeAlias = npt.NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
 
 LENGTH = struct.Struct("<I")
+ALIGN = 64  # bytes; a tensor begins at a multiple of it, as vector units and devices like
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from typing import Protocol
 
 import numpy as np
 
-ALIGN = 64  # bytes; what vector units and devices like
+from repository.tensors import ALIGN, address
+
 NOWHERE = memoryview(b"")
 
 Room = Callable[[int], memoryview | None]
@@ -32,8 +33,7 @@ def place_for(size: int, header_length: int, room: Room | None) -> memoryview | 
             found = np.empty(size + ALIGN, np.uint8).data
         except MemoryError:
             return None
-    address: int = np.frombuffer(found, np.uint8).__array_interface__["data"][0]
-    start = -(address + header_length) % ALIGN
+    start = -(address(found) + header_length) % ALIGN
     return found[start : start + size]
 
 

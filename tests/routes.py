@@ -224,6 +224,7 @@ def statuses(heard: bytes) -> list[int]:
 # what is asked ------------------------------------------------------------------------------------
 
 CLOSE = "Connection: close"
+INFER = "/v2/models/double/infer"
 
 
 def tensor(*values: float, **change: Any) -> dict[str, Any]:
@@ -237,3 +238,6 @@ def asking(*values: float, **change: Any) -> dict[str, Any]:
 
 def infer(model: str = "double", body: Any = None, *headers: str) -> bytes:
     return post(f"/v2/models/{model}/infer", asking() if body is None else body, *headers)
+
+
+LAST = infer("double", None, CLOSE)

@@ -8,9 +8,7 @@ from typing import Any, Protocol
 
 from repository.config import ModelConfig
 from repository.messages import InferRequest, InferResponse, Loaded
-from repository.tensors import Buffer, address
-
-ALIGN = 64  # of every piece of a room
+from repository.tensors import ALIGN, Buffer, address
 
 
 @dataclass(frozen=True, slots=True)

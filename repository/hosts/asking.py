@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from repository.forms import Blank, Form
+from repository.forms import Form, form_of
 from repository.hosts import frames
 from repository.hosts.arena import Arena
 from repository.hosts.frames import INLINE, MOST_PLACES, PLACE, BrokenFrameError, Header
 from repository.messages import InferRequest, InferResponse
-from repository.tensors import Buffer
+from repository.tensors import ALIGN, Buffer
 
 LARGE = 64 * 1024  # bytes from which a tensor is cheaper in the arena (bench/transport.py)
 SCRAP = 4096  # parts of a merged tensor below this are copied together wherever they lie
@@ -57,7 +57,7 @@ class Asking:
     def pack(self, number: int, request: InferRequest) -> tuple[list[Buffer], Question]:
         """The frame, and what `open` is to be given with its answer. Raises InvalidTensorError for
         what is too long, TypeError, ValueError and OverflowError for what msgpack cannot say."""
-        form = request.form or _form_of(request)
+        form = request.form or form_of(request.inputs, request.outputs, request.parameters)
         wire = form.wire
         if wire is None:
             wire = form.wire = _Wire(form)
@@ -109,7 +109,7 @@ class Asking:
             return
         if len(self._expected) >= MOST_EXPECTED:
             self._expected.clear()
-        self._expected[meta] = sum(size + -size % frames.ALIGN for size in sizes)
+        self._expected[meta] = sum(size + -size % ALIGN for size in sizes)
 
 
 class _Laid:
@@ -203,13 +203,3 @@ def _placed(
 
 def _joined(data: Buffer | list[Buffer]) -> Buffer:
     return b"".join(data) if isinstance(data, list) else data
-
-
-def _form_of(request: InferRequest) -> Form:
-    """As `forms.form_of`, also for tensors in several pieces."""
-    blanks = []
-    for tensor in request.inputs:
-        data = tensor.data
-        size = sum(map(len, data)) if isinstance(data, list) else len(data)
-        blanks.append(Blank(tensor.name, tensor.datatype, tensor.shape, size))
-    return Form(blanks, request.outputs, request.parameters)

@@ -33,10 +33,9 @@ from repository.config import ModelConfig
 from repository.errors import InvalidTensorError
 from repository.forms import Blank, Form
 from repository.messages import Loaded
-from repository.tensors import Buffer, Shape
+from repository.tensors import ALIGN, Buffer, Shape
 
 LIMIT = 2**31  # bytes of one frame
-ALIGN = 64
 HEADER = struct.Struct("<IIQBBH4xd")
 HEADER_SIZE = HEADER.size
 PLACE = struct.Struct("<QQ")

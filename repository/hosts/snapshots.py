@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from repository import linux
 from repository.errors import IncompleteFilesError, LoadFailedError
-from repository.hosts import linux
 
 Policy: TypeAlias = Literal["external", "folder", "none"]
 FOLDER_LIMIT = 256 << 20  # bytes up to which a whole folder is copied

@@ -22,10 +22,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, cast
 
+from repository import linux
 from repository.backends import registry
 from repository.backends.base import Backend, Order, RoomyBackend
 from repository.errors import InferenceFailedError, RepositoryError
-from repository.hosts import failures, frames, linux, snapshots
+from repository.hosts import failures, frames, snapshots
 from repository.hosts.answering import Answering
 from repository.hosts.arena import Window
 from repository.hosts.frames import ERROR, INFER, REPLY, STOP, BrokenFrameError, Kind, LoadOrder

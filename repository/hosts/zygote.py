@@ -30,7 +30,8 @@ from typing import Any
 
 import msgspec
 
-from repository.hosts import linux, worker
+from repository import linux
+from repository.hosts import worker
 
 FRAMEWORKS = {
     "onnx": ("numpy", "repository.backends.onnx", "onnxruntime"),

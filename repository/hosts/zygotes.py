@@ -14,21 +14,18 @@ import os
 import signal
 import socket
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from repository import children, linux
 from repository.errors import LoadFailedError, WorkerDiedError
-from repository.hosts import linux
 
 log = logging.getLogger(__name__)
 PACKET = 64 * 1024
 CLOSE_S = 2.0  # how long a zygote may take to end its workers and itself
 SETTINGS = {
     # Read when a library is loaded, so they must be set before the zygote imports anything.
-    "OPENBLAS_NUM_THREADS": "1",  # a zygote with threads must not fork
     "ORT_DISABLE_TELEMETRY": "1",  # otherwise importing onnxruntime starts a thread that calls home
     "OMP_WAIT_POLICY": "PASSIVE",  # pools that spin on busy cores starve each other
     "GOMP_SPINCOUNT": "0",
@@ -39,7 +36,6 @@ SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
 }
-PRIVATE = "MODELDEPOT_"  # settings of the server, keys among them, are none of a model's business
 
 
 class Child:
@@ -118,7 +114,9 @@ class Zygote:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
         with theirs:
-            self._process = _start(framework, theirs.fileno())
+            self._process = children.start(
+                "repository.hosts.zygote", theirs.fileno(), args=[framework], defaults=SETTINGS
+            )
         self.pid = self._process.pid
         loop.add_reader(self._control.fileno(), self._hear)
 
@@ -253,27 +251,3 @@ class Zygote:
             self._on_exited(pid, how)
 
         self._loop.add_reader(pidfd, ended)
-
-
-def _start(framework: str, fd: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "repository.hosts.zygote", str(fd), framework]
-    return subprocess.Popen(
-        command,
-        pass_fds=(fd,),
-        stdin=subprocess.DEVNULL,
-        env=_environment(),
-        process_group=0,  # Ctrl-C in a terminal is for the server, which then stops in order
-    )
-
-
-def _environment() -> dict[str, str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith(PRIVATE)}
-    for name, value in SETTINGS.items():
-        env.setdefault(name, value)
-    env["OPENBLAS_NUM_THREADS"] = "1"
-    # -P keeps a folder called "repository" in the working directory from standing in for ours; a
-    # source tree that is not installed must then be named.
-    home = Path(__file__).parents[2]
-    if home.name not in ("site-packages", "dist-packages"):
-        env["PYTHONPATH"] = os.pathsep.join(p for p in (str(home), env.get("PYTHONPATH")) if p)
-    return env

@@ -13,8 +13,8 @@ import signal
 import socket
 import sys
 
+from repository import linux
 from repository.errors import InvalidRequestError
-from repository.hosts import linux
 from repository.messages import InferResponse
 from repository.tensors import Buffer, Tensor
 from server.codecs.v2_binary import encode

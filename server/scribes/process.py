@@ -11,16 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
 
+from repository import children
 from repository.errors import WorkerDiedError
 from server.scribes import sheets
 from server.scribes.sheets import Sheet
@@ -28,7 +26,6 @@ from server.scribes.sheets import Sheet
 log = logging.getLogger(__name__)
 
 CLOSE_S = 1.0  # between the end of the stream and SIGKILL
-PRIVATE = "MODELDEPOT_"  # settings of the server are none of a scribe's business
 Answer: TypeAlias = tuple[str, Sheet]
 
 
@@ -48,7 +45,7 @@ class Scribe:
         self._control.setblocking(False)
         try:
             with theirs:
-                self._process = _start(theirs.fileno())
+                self._process = children.start("server.scribes.child", theirs.fileno())
         except OSError:
             self._control.close()
             raise
@@ -142,24 +139,3 @@ class Scribe:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def _start(fd: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "server.scribes.child", str(fd)],
-        pass_fds=(fd,),
-        stdin=subprocess.DEVNULL,
-        env=_environment(),
-        process_group=0,  # Ctrl-C in a terminal is for the server, which then stops in order
-    )
-
-
-def _environment() -> dict[str, str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith(PRIVATE)}
-    env["OPENBLAS_NUM_THREADS"] = "1"  # else numpy starts one for every core, for nothing
-    # -P keeps a folder called "server" in the working directory from standing in for ours; a source
-    # tree that is not installed must then be named.
-    home = Path(__file__).parents[1]
-    if home.name not in ("site-packages", "dist-packages"):
-        env["PYTHONPATH"] = os.pathsep.join(p for p in (str(home), env.get("PYTHONPATH")) if p)
-    return env

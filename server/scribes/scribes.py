@@ -17,13 +17,14 @@ request.
 
 from __future__ import annotations
 
+from repository.forms import Blank
 from repository.messages import InferResponse
 from repository.tensors import Buffer
 from server.codecs.v2_binary import Encoded
 from server.codecs.v2_plan import Plan
 from server.scribes import sheets
 from server.scribes.pool import Pool
-from server.scribes.sheets import ToldAnswer, ToldTensor
+from server.scribes.sheets import ToldAnswer
 
 LARGE_JSON = 64 * 1024  # bytes of JSON from which a scribe reads it
 LARGE_ANSWER = 64 * 1024  # bytes of tensors, to be written as JSON, from which a scribe writes it
@@ -31,10 +32,8 @@ LARGE_ANSWER = 64 * 1024  # bytes of tensors, to be written as JSON, from which 
 
 def writes_large(plan: Plan, response: InferResponse) -> bool:
     """Whether a scribe should write this answer."""
-    outputs = response.outputs
-    if sum([len(t.data) for t in outputs]) < LARGE_ANSWER:
-        return False
-    return sum([len(t.data) for t in outputs if _becomes_json(plan, t.name)]) >= LARGE_ANSWER
+    sizes = [len(t.data) for t in response.outputs if _becomes_json(plan, t.name)]
+    return sum(sizes) >= LARGE_ANSWER
 
 
 def _becomes_json(plan: Plan, output: str) -> bool:
@@ -72,7 +71,7 @@ class Scribes:
         told = sheets.tell(
             ToldAnswer(
                 sheets.told_of(plan._replace(pieces=())),
-                [ToldTensor(t.name, t.datatype, t.shape, len(t.data)) for t in outputs],
+                [Blank(t.name, t.datatype, t.shape, len(t.data)) for t in outputs],
                 response.parameters,
                 model,
                 version,

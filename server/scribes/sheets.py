@@ -1,6 +1,6 @@
 """What a scribe and the server hand each other: shared memory with bytes in it, a *sheet*.
 
-    sheet     what is told of the bytes (msgpack), then the bytes: parts, each from a multiple of 64
+    sheet     what is told of the bytes (msgpack), then the bytes: parts, each from a multiple of ALIGN
     message   its kind and how long what is told is; one packet, with the sheet's file descriptor
 
 A sheet has no name in any file system and is gone with the last process that holds it open or mapped.
@@ -18,16 +18,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from repository.errors import InferenceFailedError, InvalidRequestError, InvalidTensorError
+from repository.forms import Blank
 from repository.messages import Parameters
-from repository.tensors import Buffer, Shape
+from repository.tensors import ALIGN, Buffer, Shape
 from server.codecs.v2_plan import Piece, Plan
 from server.refusals import UnsupportedError
 
-ALIGNED = 64
 PACKET = 64  # bytes; more than any message has
-MOST_TOLD = (
-    256 * 1024
-)  # bytes that a request may say besides its data: the server's loop reads them
+MOST_TOLD = 256 * 1024  # bytes that a request says besides its data: the server's loop reads them
 LONGEST_TEXT = 64 * 1024  # characters of an error; clients are shown less
 
 ERRORS: dict[str, type[Exception]] = {
@@ -65,19 +63,12 @@ class ToldPlan(msgspec.Struct, array_like=True):
     parameters: Parameters
 
 
-class ToldTensor(NamedTuple):
-    name: str
-    datatype: str
-    shape: Shape
-    size: int
-
-
 class ToldAnswer(msgspec.Struct, array_like=True):
     """Of an answer all but its bytes, and of its plan what concerns answers. For a tensor that does
     not become JSON the sheet has a hole, which takes no memory and reads as zeros."""
 
     plan: ToldPlan
-    tensors: list[ToldTensor]
+    tensors: list[Blank]
     parameters: Parameters
     model: str
     version: int
@@ -143,7 +134,7 @@ def _places(told: int, sizes: Sequence[int]) -> tuple[list[int], int]:
     places = []
     end = told
     for size in sizes:
-        at = -(-end // ALIGNED) * ALIGNED
+        at = end + -end % ALIGN
         places.append(at)
         end = at + size
     return places, end

@@ -118,6 +118,13 @@ async def test_a_tiny_onnx_worker_costs_few_megabytes(tmp_path):
         assert 0 < each < 20e6
 
 
+async def test_a_worker_lets_whoever_runs_go_first(tmp_path):
+    spec = models.spec_of(models.add_onnx(tmp_path / "m/1/model.onnx"))
+    async with forking() as zygotes, hosted(spec, tmp_path / "s", zygotes) as (_, loaded):
+        (pid,) = loaded.details["pids"]
+        assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+
+
 async def test_the_least_loaded_instance_is_asked(tmp_path):
     source = """
         import os, time

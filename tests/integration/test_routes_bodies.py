@@ -11,7 +11,8 @@ from server.intake import MAX_CHUNKS
 from server.protocol import MOST_HEAD
 from tests.fakes.manners import Manners
 from tests.routes import (
-    CLOSE,
+    INFER,
+    LAST,
     Depot,
     answers_in,
     asking,
@@ -27,10 +28,8 @@ from tests.routes import (
 )
 from tests.wire import JSON, head, post
 
-INFER = "/v2/models/double/infer"
 LENGTH = "Inference-Header-Content-Length"
 BODY = json.dumps(asking()).encode()
-LAST = infer("double", None, CLOSE)
 MAX_BODY = 100_000
 
 

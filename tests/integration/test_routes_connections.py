@@ -17,6 +17,8 @@ from tests.integration.test_routes_bodies import wide
 from tests.routes import (
     CLOSE,
     CONTINUE,
+    INFER,
+    LAST,
     Depot,
     asking,
     both,
@@ -30,10 +32,8 @@ from tests.routes import (
 )
 from tests.wire import connected, head, post
 
-INFER = "/v2/models/double/infer"
 LIVE = head("GET", "/v2/health/live")
 META = head("GET", "/v2/models/double")
-LAST = infer("double", None, CLOSE)
 OLD = infer().replace(b"HTTP/1.1", b"HTTP/1.0")
 OLD_KEPT = infer("double", None, "Connection: keep-alive").replace(b"HTTP/1.1", b"HTTP/1.0")
 

@@ -17,6 +17,7 @@ from tests.integration.test_routes_bodies import binary, chunked, cut
 from tests.routes import (
     BOTH,
     CLOSE,
+    INFER,
     Depot,
     asking,
     both,
@@ -30,7 +31,6 @@ from tests.routes import (
 )
 from tests.wire import connected, head, post
 
-INFER = "/v2/models/double/infer"
 KEYS = {"inference": "key-i", "admin": "key-a", "metrics": "key-m"}
 GOOD, ADMIN, WEAK = ("x-api-key: " + KEYS[k] for k in ("inference", "admin", "metrics"))
 

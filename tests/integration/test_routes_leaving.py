@@ -16,6 +16,7 @@ from tests.fakes.manners import Manners
 from tests.integration.test_routes_bodies import binary, chunked, cut, wide
 from tests.routes import (
     CLOSE,
+    INFER,
     Depot,
     asking,
     both,
@@ -28,7 +29,6 @@ from tests.routes import (
 )
 from tests.wire import connected, head, post
 
-INFER = "/v2/models/double/infer"
 BYTES_OUT = {"parameters": {"binary_data_output": True}}
 MIB = 1 << 20
 REQUESTS = {

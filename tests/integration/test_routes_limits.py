@@ -21,6 +21,8 @@ from tests.fakes.manners import Future, Manners
 from tests.integration.test_routes_bodies import MAX_BODY, binary, chunked, cut, padded
 from tests.routes import (
     CLOSE,
+    INFER,
+    LAST,
     answers_in,
     asking,
     both,
@@ -34,9 +36,7 @@ from tests.routes import (
 )
 from tests.wire import Answer, connected, head, post
 
-INFER = "/v2/models/double/infer"
 BYTES_OUT = {"parameters": {"binary_data_output": True}}
-LAST = infer("double", None, CLOSE)
 CHUNKED = head("POST", INFER, "Transfer-Encoding: chunked")
 MIB = 1 << 20
 BORDERS = [65_536 + step for step in (-1, 0, 1)] + [4 * 65_536 - 1, 4 * 65_536]

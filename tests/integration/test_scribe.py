@@ -24,9 +24,9 @@ from repository.errors import (
     WorkerDiedError,
 )
 from repository.messages import InferResponse
-from repository.tensors import Tensor
+from repository.tensors import ALIGN, Tensor
 from server.codecs.v2_plan import Plan, plan_of
-from server.scribes import process, sheets
+from server.scribes import sheets
 from server.scribes.pool import Pool
 from server.scribes.scribes import LARGE_ANSWER, Scribes, writes_large
 from tests.fakes.bodies import body, tensor
@@ -90,7 +90,7 @@ async def test_tensors_are_aligned_whatever_stands_before_them():
         plan = await scribes.plan_of(text)
         for piece in plan.pieces:
             at = np.frombuffer(piece.data, np.uint8).__array_interface__["data"][0]
-            assert at % sheets.ALIGNED == 0
+            assert at % ALIGN == 0
 
 
 async def test_a_scribe_that_dies_fails_its_job_and_is_replaced():
@@ -131,7 +131,7 @@ async def test_those_who_wait_are_told_when_no_other_scribe_can_be_started(monke
         others = [asyncio.create_task(scribes.plan_of(numbers(n))) for n in (2, 3)]
         await asyncio.sleep(0)
         with monkeypatch.context() as change:
-            change.setattr(process, "_start", no_more_processes)
+            change.setattr("repository.children.start", no_more_processes)
             os.kill(scribes.pool.pids[0], signal.SIGKILL)
             with pytest.raises(WorkerDiedError):
                 await task
@@ -142,7 +142,7 @@ async def test_those_who_wait_are_told_when_no_other_scribe_can_be_started(monke
         await scribes.plan_of(numbers())
 
 
-def no_more_processes(fd: int) -> subprocess.Popen[bytes]:
+def no_more_processes(module: str, fd: int) -> subprocess.Popen[bytes]:
     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 

@@ -19,9 +19,9 @@ from repository.hosts import frames
 from repository.hosts.answering import Answering, Offer
 from repository.hosts.arena import PAGE, Arena, Window
 from repository.hosts.asking import LARGE, Asking, Question
-from repository.hosts.frames import ALIGN, HEADER_SIZE, INLINE, PLACE, REPLY, BrokenFrameError
+from repository.hosts.frames import HEADER_SIZE, INLINE, PLACE, REPLY, BrokenFrameError
 from repository.messages import InferRequest, InferResponse
-from repository.tensors import Buffer, Tensor, address
+from repository.tensors import ALIGN, Buffer, Tensor, address
 
 BIG = LARGE + 12  # bytes
 

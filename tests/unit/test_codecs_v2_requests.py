@@ -11,7 +11,7 @@ from repository.errors import InvalidRequestError, InvalidTensorError, Repositor
 from repository.messages import TensorSpec
 from server.codecs import v2_binary, v2_json
 from server.codecs.v2_paths import Route, model_of, route_of
-from server.codecs.v2_plan import LONGEST_REMEMBERED, MOST_TEXTS, known_plan_of, plan_of
+from server.codecs.v2_plan import MOST_TEXTS, known_plan_of, plan_of
 from server.errors import ServerError, UnsupportedError
 from tests.fakes.bodies import body, tensor
 
@@ -46,42 +46,6 @@ def test_binary_tensors_are_views_of_the_body_in_the_order_of_the_inputs():
     a, b, c = read(raw, length).inputs
     assert [list(t.array()) for t in (a, b, c)] == [[1, 2], [7], [0x0403]]
     assert np.shares_memory(np.frombuffer(raw, np.uint8), a.array())
-
-
-def test_one_plan_serves_every_request_with_that_header():
-    header = body(tensor("x", [1], "UINT8", binary_data_size=1), parameters={"k": 1})[0]
-    plan = known_plan_of(header)
-    first = v2_binary.assemble(plan, memoryview(b"\x01"), "m")
-    second = v2_binary.assemble(known_plan_of(bytes(bytearray(header))), memoryview(b"\x02"), "m")
-    assert (first.inputs[0].array()[0], second.inputs[0].array()[0]) == (1, 2)
-    assert second.parameters == {"k": 1}
-    assert first.form is second.form is plan.form
-
-
-def test_a_header_that_is_refused_is_refused_again():
-    header = body(tensor("x", [2], "UINT8", binary_data_size=1))[0]
-    texts = []
-    for _ in range(2):
-        with pytest.raises(InvalidTensorError) as refused:
-            known_plan_of(header)
-        texts.append(str(refused.value))
-    assert texts[0] == texts[1]
-
-
-def test_data_in_a_remembered_header_cannot_be_written_to():
-    header = body(
-        tensor("x", [2], "INT32", data=[1, 2]), tensor("y", [1], "UINT8", binary_data_size=1)
-    )
-    request = v2_binary.assemble(known_plan_of(header[0]), memoryview(b"\x01"), "m")
-    array = request.inputs[0].array()
-    with pytest.raises(ValueError, match="read-only"):
-        array[0] = 9
-    assert bytes(known_plan_of(header[0]).pieces[0].data) == array.tobytes()
-
-
-def test_a_long_header_is_not_remembered():
-    header = body(tensor("x" * LONGEST_REMEMBERED, [1], "UINT8", binary_data_size=1))[0]
-    assert known_plan_of(header).form is None
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from uvicorn.server import ServerState
 
 from repository.errors import InferenceFailedError
 from repository.messages import InferRequest, InferResponse
-from repository.tensors import Tensor
+from repository.tensors import ALIGN, Tensor
 from server.errors import UnauthorizedError
 from server.exchange import ENDED
 from server.fast import STRAIGHT_FROM, FastProtocol
 from server.protocol import MOST_HEAD
-from server.straight import ALIGN, Straight
+from server.straight import Straight
 from tests.fakes.bodies import body, tensor
 from tests.fakes.transport import FakeTransport
 from tests.integration.v2 import Stage, double

@@ -10,13 +10,13 @@ from msgspec.structs import replace
 
 from repository.config import ModelConfig
 from repository.errors import InferenceFailedError, InvalidTensorError
-from repository.forms import MOST_RESIZED, Form, form_of
+from repository.forms import MOST_RESIZED, form_of
 from repository.merging import JOIN_BELOW, merge, place, split
 from repository.messages import InferRequest, InferResponse, Loaded, TensorSpec
 from repository.signature import Signature
 from repository.tensors import Tensor
-from server.codecs.v2_binary import MOST_READY, encode
-from server.codecs.v2_plan import Plan, known_plan_of
+from server.codecs.v2_binary import MOST_READY, assemble, encode
+from server.codecs.v2_plan import LONGEST_REMEMBERED, Plan, known_plan_of
 from tests.fakes.bodies import body, tensor
 
 DTYPES = st.sampled_from([np.int8, np.float32, np.int64])
@@ -98,7 +98,12 @@ def test_tensors_without_a_common_first_axis_have_no_rows():
     assert form_of([rows_of(1), rows_of(2, name="z")]).rows is None
     assert form_of([Tensor("x", "INT8", (), b"1")]).group is None
     assert form_of([]).rows is None
-    assert Form([]).size == 0
+
+
+def test_tensors_in_pieces_have_the_form_of_the_whole():
+    whole = rows_of(4)
+    pieces = Tensor(whole.name, whole.datatype, whole.shape, [whole.data[:5], whole.data[5:]])
+    assert form_of([pieces]).blanks == form_of([whole]).blanks
 
 
 def test_a_form_that_a_model_took_is_taken_again_and_one_that_it_refused_is_refused_again():
@@ -109,6 +114,45 @@ def test_a_form_that_a_model_took_is_taken_again_and_one_that_it_refused_is_refu
         signature.accept(good)
         with pytest.raises(InvalidTensorError, match="batch-size must be <= 2"):
             signature.accept(bad)
+
+
+# requests -----------------------------------------------------------------------------------------
+
+
+def test_one_plan_serves_every_request_with_that_header():
+    header = body(tensor("x", [1], "UINT8", binary_data_size=1), parameters={"k": 1})[0]
+    plan = known_plan_of(header)
+    first = assemble(plan, memoryview(b"\x01"), "m")
+    second = assemble(known_plan_of(bytes(bytearray(header))), memoryview(b"\x02"), "m")
+    assert (first.inputs[0].array()[0], second.inputs[0].array()[0]) == (1, 2)
+    assert second.parameters == {"k": 1}
+    assert first.form is second.form is plan.form
+
+
+def test_a_header_that_is_refused_is_refused_again():
+    header = body(tensor("x", [2], "UINT8", binary_data_size=1))[0]
+    texts = []
+    for _ in range(2):
+        with pytest.raises(InvalidTensorError) as refused:
+            known_plan_of(header)
+        texts.append(str(refused.value))
+    assert texts[0] == texts[1]
+
+
+def test_data_in_a_remembered_header_cannot_be_written_to():
+    header = body(
+        tensor("x", [2], "INT32", data=[1, 2]), tensor("y", [1], "UINT8", binary_data_size=1)
+    )
+    request = assemble(known_plan_of(header[0]), memoryview(b"\x01"), "m")
+    array = request.inputs[0].array()
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 9
+    assert bytes(known_plan_of(header[0]).pieces[0].data) == array.tobytes()
+
+
+def test_a_long_header_is_not_remembered():
+    header = body(tensor("x" * LONGEST_REMEMBERED, [1], "UINT8", binary_data_size=1))[0]
+    assert known_plan_of(header).form is None
 
 
 # answers ------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from server.straight import ALIGN, place_for
+from repository.tensors import ALIGN
+from server.straight import place_for
 
 
 def address(view: memoryview) -> int:

@@ -1,0 +1,95 @@
+"""Children of the server are started by `python -m`: which modules they find, and what they are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sysconfig
+import textwrap
+import venv
+from pathlib import Path
+
+import pytest
+
+from repository import children
+
+ROOT = Path(__file__).parents[2]
+STARTS = {
+    "a scribe": """
+        from server.scribes.scribes import Scribes
+
+        async def start():
+            scribes = Scribes()
+            try:
+                await scribes.plan_of(b'{"inputs":[]}')
+            finally:
+                await scribes.close()
+    """,
+    "a zygote": """
+        from repository.hosts.zygotes import Zygotes
+
+        async def start():
+            zygotes = Zygotes()
+            try:
+                await zygotes.warm("python")
+            finally:
+                await zygotes.close()
+    """,
+}
+
+
+TELLS = """
+    import json, os, server, socket, sys
+    told = [sys.argv[2:], dict(os.environ), os.getpgid(0) == os.getpid(), server.__file__]
+    socket.socket(fileno=int(sys.argv[1])).sendall(json.dumps(told).encode())
+"""
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that nothing is installed for."""
+    home = tmp_path_factory.mktemp("bare")
+    venv.create(home, symlinks=True)
+    return home / "bin" / "python"
+
+
+@pytest.mark.parametrize("child", STARTS)
+def test_a_source_tree_that_is_not_installed_can_start(child: str, bare_python: Path) -> None:
+    # What we depend on is named, so that the .pth file by which the tree itself may be installed
+    # beside it is not read.
+    paths = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    script = textwrap.dedent(STARTS[child]) + "import asyncio; asyncio.run(start())"
+    ended = subprocess.run(
+        [bare_python, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_child_has_its_group_our_modules_and_the_environment_without_our_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tells.py").write_text(textwrap.dedent(TELLS))
+    here = tmp_path / "here"
+    (here / "server").mkdir(parents=True)
+    (here / "server" / "__init__.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("MODELDEPOT_API_KEYS", "secret")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "8")
+    monkeypatch.setenv("CHOSEN", "by the user")
+    defaults = {"CHOSEN": "by us", "LEFT": "to us"}
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            child = children.start("tells", theirs.fileno(), args=["a", "b"], defaults=defaults)
+        with ours.makefile() as heard:
+            args, env, leads, found = json.load(heard)
+        assert child.wait() == 0
+    assert (args, leads) == (["a", "b"], True)
+    assert Path(found).is_relative_to(ROOT)
+    assert "MODELDEPOT_API_KEYS" not in env
+    assert env["OPENBLAS_NUM_THREADS"] == "1"
+    assert (env["CHOSEN"], env["LEFT"]) == ("by the user", "to us")
