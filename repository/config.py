@@ -98,6 +98,20 @@ class Checks(_Part, frozen=True):
     rtol: float = 1e-4
 
 
+class Adapters(_Part, frozen=True):
+    """LoRA adapters of a model that can take them. What lies in `adapters/` is registered.
+
+    slots        how many are in the model's own memory at once, beside the model without any
+    max_rank     the largest rank that a slot holds; one of a higher rank is refused
+    host_memory  bytes of them that are kept beside the model, ready to be put into a slot
+    """
+
+    enabled: bool = True
+    slots: int = 8
+    max_rank: int = 16
+    host_memory: int = 256 << 20
+
+
 class ModelConfig(_Part, frozen=True):
     """Every key is optional. `warmup`: None lets the server decide (one request of zeros where every
     input is numeric; its failure is only noted), () switches it off."""
@@ -119,4 +133,5 @@ class ModelConfig(_Part, frozen=True):
     priority: int = 0  # higher stays longer when memory is short
     memory: int | None = None  # bytes one generation needs; None: estimated from the files
     aliases: tuple[str, ...] = ()
+    adapters: Adapters = Adapters()
     options: dict[str, Any] = msgspec.field(default_factory=dict)  # the backend's own

@@ -11,8 +11,12 @@ RepositoryError
 │   └── ConfigError            carries file and line
 ├── ConflictError          right request, wrong state         (change the state)
 │   └── SupersededError
+├── DependencyError        what the request relies on cannot serve it (mend or name another)
+│   ├── AdapterNotFoundError   not registered with this model
+│   └── AdapterRefusedError    its files do not fit this model
 ├── CapacityError          it does not fit                    (free memory, or raise the budget)
-│   └── NoRoomError            carries the numbers
+│   ├── NoRoomError            carries the numbers
+│   └── NoAdapterSlotError     every device slot is pinned
 ├── UnavailableError       right request, wrong moment        (retry later)
 │   ├── ModelNotReadyError
 │   ├── QueueFullError
@@ -29,7 +33,7 @@ RepositoryError
     └── WorkerDiedError        safe to retry
 
 `code` is part of the public API: faces print it, clients branch on it. HTTP numbers are not here;
-they live in `server.errors`, which maps the six families. Texts carry no absolute path.
+they live in `server.errors`, which maps the families. Texts carry no absolute path.
 """
 
 from __future__ import annotations
@@ -51,6 +55,10 @@ class RejectedError(RepositoryError):
 
 class ConflictError(RepositoryError):
     code = "conflict"
+
+
+class DependencyError(RepositoryError):
+    code = "dependency"
 
 
 class CapacityError(RepositoryError):
@@ -126,6 +134,18 @@ class NoRoomError(CapacityError):
         self.device = device
         self.residents = residents or {}
         self.pinned = pinned or []
+
+
+class NoAdapterSlotError(CapacityError):
+    code = "no_adapter_slot"
+
+
+class AdapterNotFoundError(DependencyError):
+    code = "adapter_not_found"
+
+
+class AdapterRefusedError(DependencyError):
+    code = "adapter_refused"
 
 
 class ModelNotReadyError(UnavailableError):

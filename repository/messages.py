@@ -30,6 +30,9 @@ class Loaded(msgspec.Struct, frozen=True):
     memory            bytes by kind (weights, workspace, context) that the backend knows of, summed
                       over the workers; what a worker really has is what `Host.memory` measures
     details           for people: providers, threads, pids
+    abilities         what it can do beside `infer`: "generate" (see `repository.generate`), "chat"
+                      (it has a template for conversations), "embed" (texts in, vectors out),
+                      "adapt" (it takes adapters)
     """
 
     inputs: tuple[TensorSpec, ...] = ()
@@ -38,6 +41,7 @@ class Loaded(msgspec.Struct, frozen=True):
     platform: str = ""
     memory: dict[str, int] = msgspec.field(default_factory=dict)
     details: dict[str, Any] = msgspec.field(default_factory=dict)
+    abilities: tuple[str, ...] = ()
 
 
 class InferRequest(msgspec.Struct, gc=False):

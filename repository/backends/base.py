@@ -17,6 +17,7 @@ class Order:
 
     path        the version's folder, or the private snapshot of it that is safe to map
     model_file  relative to `path`; "" for a whole folder
+    private     `path` is a copy that nobody writes to: its files may be mapped
     device      one device, already chosen: "cpu" or "cuda:N"
     threads     how many compute threads this instance may use (>= 1)
     """
@@ -29,6 +30,7 @@ class Order:
     device: str = "cpu"
     threads: int = 1
     instance: int = 0
+    private: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
 

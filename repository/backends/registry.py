@@ -3,7 +3,8 @@
 framework   the zygote that its workers are forked from
 runs_code   the model's folder holds code that will be executed: it needs `trust_code`
 gpu         it can use a GPU
-snapshot    what is copied before a load (`hosts.snapshots`): external data, the folder, nothing
+snapshot    what is copied before a load (`hosts.snapshots`): external data, the folder, weights
+            (safetensors, if the file system can without a second copy), nothing
 platform    KServe V2 platform name
 options     keys of `options` in the config that it understands
 """
@@ -23,10 +24,10 @@ from repository.errors import LoadFailedError
 class Entry:
     name: str
     where: str  # "module:Class"
-    framework: Literal["onnx", "python"]
+    framework: Literal["onnx", "python", "torch", "text"]
     runs_code: bool
     gpu: bool
-    snapshot: Literal["external", "folder", "none"]
+    snapshot: Literal["external", "folder", "weights", "none"]
     platform: str
     options: frozenset[str]
 
@@ -55,6 +56,56 @@ BACKENDS: dict[str, Entry] = {
         snapshot="folder",
         platform="python",
         options=COMMON | {"class", "parameters"},
+    ),
+    "torch_module": Entry(
+        name="torch_module",
+        where="repository.backends.torch_module:TorchModuleBackend",
+        framework="torch",
+        runs_code=True,
+        gpu=True,
+        snapshot="weights",
+        platform="pytorch_module",
+        options=COMMON | {"class", "init", "dtype", "strict"},
+    ),
+    "torch_export": Entry(
+        name="torch_export",
+        where="repository.backends.torch_export:TorchExportBackend",
+        framework="torch",
+        runs_code=False,  # unless what it holds says so: it looks, and asks for `trust_code` then
+        gpu=True,
+        snapshot="none",  # it reads its file whole
+        platform="pytorch_export",
+        options=COMMON,
+    ),
+    "torchscript": Entry(
+        name="torchscript",
+        where="repository.backends.torchscript:TorchScriptBackend",
+        framework="torch",
+        runs_code=True,
+        gpu=True,
+        snapshot="none",  # it reads its file whole
+        platform="pytorch_libtorch",
+        options=COMMON,
+    ),
+    "text": Entry(
+        name="text",
+        where="repository.backends.text.backend:TextBackend",
+        framework="text",
+        runs_code=False,
+        gpu=True,
+        snapshot="weights",
+        platform="text_generation",
+        options=COMMON | {"dtype", "engine", "max_len", "prefill_chunk", "slots"},
+    ),
+    "embed": Entry(
+        name="embed",
+        where="repository.backends.embed.backend:EmbedBackend",
+        framework="text",
+        runs_code=False,
+        gpu=True,
+        snapshot="weights",
+        platform="text_embedding",
+        options=COMMON | {"dtype", "engine", "max_tokens", "normalize", "pooling"},
     ),
 }
 

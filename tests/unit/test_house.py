@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from repository.config import (
+    Adapters,
     Batching,
     Checks,
     LevelPolicy,
@@ -61,10 +62,11 @@ def test_every_key_of_a_models_config_is_documented() -> None:
         (LevelPolicy, "by_priority[]."),
         (WarmupRequest, "warmup[]."),
         (Checks, "checks."),
+        (Adapters, "adapters."),
     ):
         for field in msgspec.structs.fields(struct):
             name = f"{prefix}{field.name}"
-            if name not in ("batching", "checks"):  # their own keys are
+            if name not in ("batching", "checks", "adapters"):  # their own keys are
                 assert f"`{name}`" in written, f"docs/config.md has no row for {name}"
 
 

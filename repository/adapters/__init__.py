@@ -1,0 +1,1 @@
+"""LoRA adapters: their files, and which are registered. No framework, no I/O."""
