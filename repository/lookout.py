@@ -127,6 +127,8 @@ class Lookout:
             found = await loop.run_in_executor(self._thread, self._scanner.scan_model, model)
             known = self._told.models.get(model)
             if _same(found, known):
+                if found is not None and not self._follows and act:
+                    await self._tell_adapters(found)
                 return known
             settled = await self._scan()
             seen = settled.snapshot.models.get(model)
@@ -142,6 +144,14 @@ class Lookout:
                     retry_after_s=self._settle_s,
                 )
             await asyncio.sleep(settled.look_again_s)
+
+    async def _tell_adapters(self, found: ModelFolder) -> None:
+        """Where nobody watches, those that have come to rest are told with an order for their model;
+        nobody waits for the others."""
+        known = self._told.models.get(found.name)
+        if known is not None and known.adapters != found.adapters:
+            settled = await self._scan()
+            self._pass_on(self._only(found.name, settled.snapshot), [])
 
     async def settle(self, limit_s: float) -> None:
         """Looks until nothing is in motion any more, at most `limit_s`."""

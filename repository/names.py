@@ -1,4 +1,4 @@
-"""What a model, an alias or a version may be called, and where a path may lie: said only here.
+"""What a model, an alias, an adapter or a version may be called, and where a path may lie: only here.
 
 An allow-list: whatever is not named here is refused, so that a name is the same text in a URL, on
 the disk, in a metric's label and in a log. A name that has passed may be joined to the repository's
@@ -38,6 +38,16 @@ def check_name(name: str) -> str:
     if reason:
         raise InvalidNameError(f"invalid model name '{shown(name)}': {reason}")
     return name
+
+
+def check_adapter_name(name: str) -> str:
+    """The name itself: one segment, as of a model's name. Raises InvalidNameError."""
+    if len(name) <= MAX_NAME and _SEGMENT.fullmatch(name):
+        return name
+    raise InvalidNameError(
+        f"invalid adapter name '{shown(name)}': it begins with a letter, a digit or '_' and goes on "
+        f"with these or any of '. + @ = -', at most {MAX_NAME} characters"
+    )
 
 
 def check_version(text: str) -> int:

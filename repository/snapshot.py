@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from repository.adapters.sources import AdapterSource
 from repository.spec import ModelSpec
 
 
@@ -39,6 +40,7 @@ class ModelFolder:
 
     fingerprint  of everything below the folder that counts, also of versions that are not chosen
     problems     errors before warnings
+    adapters     by name; each settles by itself, so they are neither in the fingerprint nor compared
     newest_ctime when anything in it last changed, in seconds since 1970 (by the ctime of its files and
                  folders, which nobody can set back); inf where that lies in the future. Not part of
                  the fingerprint, nor compared: a chmod or a hard link changes it too
@@ -51,6 +53,9 @@ class ModelFolder:
     aliases: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
     newest_ctime: float = field(default=0.0, compare=False)
+    adapters: Mapping[str, AdapterSource] = field(
+        default_factory=lambda: MappingProxyType({}), compare=False
+    )
 
     @property
     def broken(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,27 +16,37 @@ import msgspec
 
 from repository.config import ModelConfig, VersionPolicy
 from repository.errors import ConfigError, InvalidNameError
-from repository.folder.estimate import bytes_needed, devices_for, weights_of
-from repository.folder.guess import guess, model_file
+from repository.folder.estimate import devices_for
+from repository.folder.files import Files
+from repository.folder.flaws import FlawError
+from repository.folder.guess import as_triton_means, guess, needs_config
+from repository.folder.huggingface import CONFIG, Described, describe, modules_in
+from repository.folder.kind import RUNS_CODE
 from repository.folder.layering import merge
 from repository.folder.layout import CONFIGS, Found
+from repository.folder.needs import needs
 from repository.folder.opening import open_inside
+from repository.folder.parts import Parts, parts_of
 from repository.folder.read_pbtxt import read_pbtxt
 from repository.folder.read_yaml import MAX_SIZE, read_yaml
 from repository.folder.schema import Layer
 from repository.folder.stamps import fingerprint
 from repository.folder.versions import choose, described, missing
-from repository.folder.whole import LOOKS, Verdict
+from repository.folder.whole import Verdict
 from repository.names import contain, shown
 from repository.snapshot import ModelFolder, Problem
-from repository.spec import FileStamp, ModelSpec
+from repository.spec import ModelSpec
 
 log = logging.getLogger("modeldepot.folder")
 
 MOST_TOLD = 5  # of things of one kind that are missing
-CODE = frozenset({"python"})  # backends that run what lies in the folder
+NO_LAYERS: Mapping[str, int] = MappingProxyType({})
 
 Inspect = Callable[[str, str, int], Verdict]  # (real path, where, version)
+
+
+class _ToldError(Exception):
+    """A version cannot be served, and why is among the problems already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +57,17 @@ class Rules:
     gpus: Sequence[str] | None = ()
 
 
-def assemble(found: Found, root: Path, rules: Rules, inspect: Inspect) -> ModelFolder:
-    """Never raises: what one folder holds must not hide the others."""
+def assemble(
+    found: Found,
+    root: Path,
+    rules: Rules,
+    inspect: Inspect,
+    layers: Mapping[str, int] = NO_LAYERS,
+) -> ModelFolder:
+    """Never raises: what one folder holds must not hide the others. `layers`: those that
+    its adapters change, for the room that they will need (`estimate.adapter_layers`)."""
     try:
-        return _Assembly(found, root, rules, inspect).folder()
+        return _Assembly(found, root, rules, inspect, layers).folder()
     except Exception as error:  # the edge between hostile files and the server
         log.exception("%s: looking into it failed", found.name)
         message = f"looking into it failed: {type(error).__name__}; the server's log says more"
@@ -69,10 +86,18 @@ def _bare(found: Found) -> ModelFolder:
 
 
 class _Assembly:
-    def __init__(self, found: Found, root: Path, rules: Rules, inspect: Inspect) -> None:
+    def __init__(
+        self,
+        found: Found,
+        root: Path,
+        rules: Rules,
+        inspect: Inspect,
+        layers: Mapping[str, int],
+    ) -> None:
         self._found, self._root, self._rules, self._inspect = found, root, rules, inspect
+        self._layers = layers
         self._problems = list(found.notes)
-        self._merged: dict[str | None, tuple[ModelConfig, dict[str, str]]] = {}
+        self._merged: dict[object, tuple[ModelConfig, dict[str, str]]] = {}
 
     def folder(self) -> ModelFolder:
         whole = _bare(self._found)
@@ -139,56 +164,86 @@ class _Assembly:
 
     def _version(self, version: int, layer: Layer) -> ModelSpec | None:
         """Its spec, or None and a Problem."""
-        found = self._found
-        own = found.versions[version]
         if any(p.version == version and not p.warning for p in self._problems):
             return None  # a link out of the repository, a folder that cannot be read
-        prefix = "" if found.flat else f"{version}/"
+        prefix = "" if self._found.flat else f"{version}/"
+        own = self._found.versions[version]
         sizes = {s.path.removeprefix(prefix): s.size for s in own}
+        files = Files(os.path.realpath(self._root), self._found.paths[version], sizes)
         try:
-            config, sources = self._merge(layer, guess(sizes))
+            return self._spec(version, layer, files)
+        except FlawError as flaw:
+            where = shown((prefix + flaw.name).rstrip("/"), 300)
+            self._tell(where, flaw.rule, flaw.message, flaw.hint, version)
+        except _ToldError:
+            pass
+        return None
+
+    def _spec(self, version: int, layer: Layer, files: Files) -> ModelSpec:
+        """Raises FlawError, or _ToldError where the Problem is there already."""
+        layer = as_triton_means(layer, files.sizes)
+        about, guessed = self._guess(layer, files)
+        config, sources = self._merge(layer, guessed)
+        self._check_trust(config)
+        try:
+            parts = parts_of(config, files, about)
         except ConfigError as error:
-            self._tell(error.where or layer.source, "config", error.message, error.hint)
-            return None
-        if config.backend in CODE and not self._rules.trust_code:
+            rule = "incomplete" if config.backend else "config"
+            raise FlawError(rule, error.message, error.hint) from error
+        devices = self._devices(config, layer)
+        verdicts = self._look(version, parts, files)
+        if devices is None:
+            raise _ToldError
+        stamps = tuple(sorted((*self._found.shared, *self._found.versions[version])))
+        return ModelSpec(
+            model=self._found.name,
+            version=version,
+            fingerprint=fingerprint(stamps),
+            folder=Path(self._found.folder),
+            path=Path(files.folder),
+            files=stamps,
+            config=config,
+            sources=MappingProxyType(sources),
+            backend=config.backend or "",
+            model_file=parts.main,
+            bytes_needed=needs(config, parts, files, verdicts, about, self._layers),
+            devices=devices,
+        )
+
+    def _check_trust(self, config: ModelConfig) -> None:
+        if config.backend in RUNS_CODE and not self._rules.trust_code:
             self._tell(
                 "",
                 "trust",
                 f"the backend '{config.backend}' runs code from the model's folder",
                 "start the server with --trust-code if you trust this repository",
             )
-            return None
+            raise _ToldError
+
+    def _guess(self, layer: Layer, files: Files) -> tuple[Described | None, Layer]:
+        """What config.json says, where it counts, and the layer below that of the config file."""
+        said = layer.values.get("backend")
+        about = None
+        if needs_config(files.sizes, said):
+            home = modules_in(files).home if said != "text" else ""
+            about = describe(files, home)
+        if said is not None:
+            return about, Layer("guessed")
         try:
-            main = model_file(config, sizes)
-            devices = self._devices(config, layer)
+            return about, guess(files.sizes, about)
         except ConfigError as error:
-            rule = "incomplete" if config.backend else "config"
-            self._tell(prefix.rstrip("/"), rule, error.message, error.hint, version)
-            return None
-        external = self._all_whole(version, own, main, prefix)
-        if external is None or devices is None:
-            return None
-        files = tuple(sorted((*found.shared, *own)))
-        return ModelSpec(
-            model=found.name,
-            version=version,
-            fingerprint=fingerprint(files),
-            folder=Path(found.folder),
-            path=Path(found.paths[version]),
-            files=files,
-            config=config,
-            sources=MappingProxyType(sources),
-            backend=config.backend or "",
-            model_file=main,
-            bytes_needed=bytes_needed(config, weights_of(sizes, config.backend, {main, *external})),
-            devices=devices,
-        )
+            raise FlawError("config", error.message, error.hint, name=CONFIG) from error
 
     def _merge(self, layer: Layer, guessed: Layer) -> tuple[ModelConfig, dict[str, str]]:
-        backend = guessed.values.get("backend")
-        if backend not in self._merged:
-            self._merged[backend] = merge([guessed, layer])
-        return self._merged[backend]
+        key = guessed.values.get("backend"), layer.values.get("backend")
+        if key not in self._merged:
+            try:
+                self._merged[key] = merge([guessed, layer])
+            except ConfigError as error:
+                where = error.where or layer.source
+                self._tell(where, "config", error.message, error.hint)
+                raise _ToldError from error
+        return self._merged[key]
 
     def _devices(self, config: ModelConfig, layer: Layer) -> tuple[str, ...] | None:
         try:
@@ -197,24 +252,19 @@ class _Assembly:
             self._tell(layer.place("device"), "config", error.message, error.hint)
             return None
 
-    def _all_whole(
-        self, version: int, own: tuple[FileStamp, ...], main: str, prefix: str
-    ) -> tuple[str, ...] | None:
-        """Paths, relative to the version's folder, that its ONNX files refer to; None and a Problem
-        for each file that is not whole."""
-        external: list[str] = []
-        whole = True
-        folder = self._found.paths[version]
-        for path in (s.path.removeprefix(prefix) for s in own):
-            if path != main and os.path.splitext(path)[1] not in LOOKS:
-                continue
+    def _look(self, version: int, parts: Parts, files: Files) -> dict[str, Verdict]:
+        """At every file that must be whole, by its path in the version's folder. Raises _ToldError,
+        with a Problem for each that is not."""
+        prefix = "" if self._found.flat else f"{version}/"
+        verdicts = {}
+        for path in parts.looked:
             where = shown(f"{self._found.name}/{prefix}{path}", 300)
-            verdict = self._inspect(os.path.join(folder, path), where, version)
-            if verdict.problem is not None:
-                self._problems.append(verdict.problem)
-                whole = False
-            external += (os.path.relpath(p, folder) for p in verdict.external)
-        return tuple(external) if whole else None
+            verdicts[path] = self._inspect(os.path.join(files.folder, path), where, version)
+        broken = [v.problem for v in verdicts.values() if v.problem is not None]
+        self._problems += broken
+        if broken:
+            raise _ToldError
+        return verdicts
 
     # problems -----------------------------------------------------------------------------------
 

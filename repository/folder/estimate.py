@@ -2,27 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from repository.adapters.sources import AdapterSource
 from repository.config import ModelConfig
 from repository.errors import ConfigError
+from repository.folder.huggingface import Described
 
 MIB = 2**20
-# Copies of the weights that stay in memory: onnxruntime keeps one, in its own layout.
-ONNX_COPIES = 1.0
-# A session's arenas, thread pool and optimised graph, beside a forked worker's own few MiB.
-ONNX_BASE = 16 * MIB
-# An interpreter's own pages once user code has imported this and that; the files stand for weights.
-PYTHON_BASE = 32 * MIB
-USES_GPU = frozenset({"onnx", "python"})
+MOST = 2**56  # whatever a config.json says: it fits nowhere, and into every message
+# What a worker has of its own beside the weights, measured with tiny models after a first run.
+BASES = {
+    # onnxruntime's arenas, thread pool and optimised graph; its copy of the weights is in its own
+    # layout, and the file's is given back.
+    "onnx": 16 * MIB,
+    # An interpreter's own pages once user code has imported this and that; the files stand for
+    # weights.
+    "python": 32 * MIB,
+    "torch_module": 16 * MIB,
+    "torch_export": 16 * MIB,
+    "torchscript": 16 * MIB,
+    # transformers' modules, the tokenizer and the first run's buffers: 32 to 42 MiB.
+    "text": 48 * MIB,
+    "embed": 48 * MIB,
+}
+# Memory of a tokenizer for every byte of its tokenizer.json: 80 MiB for 130,000 words in 8.5 MiB.
+OF_WORDS = 9
+USES_GPU = frozenset(BASES)
+TAKES_ADAPTERS = frozenset({"embed", "text", "torch_module"})
+# The text engine's own defaults, for a config that does not say.
+SLOTS = 8
+LONGEST = 4096  # tokens
+
+# Bytes of one number, by the names that torch and people use, and by those of safetensors.
+ITEMSIZE = {
+    "float64": 8, "double": 8, "float32": 4, "float": 4, "fp32": 4,
+    "float16": 2, "half": 2, "fp16": 2, "bfloat16": 2, "bf16": 2,
+}  # fmt: skip
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E5M2": 1, "F8_E4M3": 1}
+
+Tensors = Iterable[tuple[str, int, int]]  # (safetensors datatype, numbers, bytes)
 
 
-def bytes_needed(config: ModelConfig, weights: int) -> int:
-    """For all instances together. `weights`: bytes of the files that the backend will read."""
+def bytes_needed(config: ModelConfig, weights: int, more: int = 0) -> int:
+    """For all instances together. `weights`: bytes of what the backend will read, as it lies in
+    memory then; `more`: what it makes room for beside them (KV, adapters)."""
     if config.memory is not None:
         return config.memory
-    copies, base = (1.0, PYTHON_BASE) if config.backend == "python" else (ONNX_COPIES, ONNX_BASE)
-    return config.instances * (int(weights * copies) + base)
+    needed = config.instances * (weights + more + BASES.get(config.backend or "", 0))
+    return min(needed, MOST)
+
+
+def loaded_size(config: ModelConfig, described: Described | None) -> int:
+    """Bytes of every floating number once it is loaded; 0: as it lies in the file."""
+    said = _itemsize(config.options.get("dtype"))
+    if said or config.backend != "text":
+        return said
+    return 2 if described is not None and _itemsize(described.dtype) == 2 else 4
+
+
+def weights_of(tensors: Tensors, size: int) -> int:
+    """Bytes of the tensors once they are loaded. `size`: see `loaded_size`."""
+    return sum(
+        numbers * size if size and datatype in FLOATS else length
+        for datatype, numbers, length in tensors
+    )
+
+
+def number_size(tensors: Tensors, size: int) -> int:
+    """Bytes of one number that the model computes with: as it was loaded, or as most of it is."""
+    found = max((t for t in tensors if t[0] in FLOATS), key=lambda t: t[1], default=("F32", 0, 0))
+    return size or max(2, FLOATS[found[0]])
+
+
+def kv_bytes(config: ModelConfig, described: Described, size: int) -> int:
+    """Keys and values of every slot, which the text engine takes when it loads. `size`: bytes of one
+    number. 0 for a model without attention heads."""
+    slots = _count(config, "slots") or SLOTS
+    longest = _count(config, "max_len") or min(described.positions or LONGEST, LONGEST)
+    per_token = 2 * described.layers * described.kv_heads * described.head_dim * size
+    return per_token * slots * longest
+
+
+def adapter_layers(adapters: Mapping[str, AdapterSource]) -> dict[str, int]:
+    """The layers that any of them changes: in and out features of each, summed."""
+    layers: dict[str, int] = {}
+    for source in adapters.values():
+        for name, (out, into) in (source.facts.modules if source.facts else {}).items():
+            layers[name] = max(layers.get(name, 0), out + into)
+    return layers
+
+
+def adapter_bytes(config: ModelConfig, layers: Mapping[str, int], size: int) -> int:
+    """Room for every slot, the one without an adapter too, at every layer (`adapter_layers`).
+    `size`: bytes of one number."""
+    if config.backend not in TAKES_ADAPTERS or not config.adapters.enabled:
+        return 0
+    return (config.adapters.slots + 1) * config.adapters.max_rank * sum(layers.values()) * size
+
+
+def _itemsize(name: object) -> int:
+    """0: not said, or a name that only the backend can judge."""
+    return ITEMSIZE.get(name.removeprefix("torch."), 0) if isinstance(name, str) else 0
+
+
+def _count(config: ModelConfig, key: str) -> int:
+    value = config.options.get(key)
+    return value if type(value) is int and value > 0 else 0
 
 
 def devices_for(config: ModelConfig, gpus: Sequence[str] | None) -> tuple[str, ...]:
@@ -50,8 +136,6 @@ def devices_for(config: ModelConfig, gpus: Sequence[str] | None) -> tuple[str, .
     return (wish,)
 
 
-def weights_of(sizes: dict[str, int], backend: str | None, needed: Collection[str]) -> int:
-    """Bytes that a backend reads: the files `needed` for onnx, the whole folder for python."""
-    if backend == "python":
-        return sum(sizes.values())
-    return sum(size for path, size in sizes.items() if path in needed)
+def files_of(sizes: Mapping[str, int], names: Collection[str]) -> int:
+    """Bytes of these files."""
+    return sum(size for path, size in sizes.items() if path in names)

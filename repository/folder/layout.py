@@ -5,9 +5,11 @@
       checks/               shared
       1/ 2/                 versions: whole numbers from 1, holding at least one file
       01/                   ignored, and told
-      adapters/             the model's own, never part of a fingerprint
+      adapters/             the model's own, never part of a fingerprint; not in a version's folder,
+                            unless it belongs to the code there
     org/                    a namespace: neither of the three, so its folders are looked at
       bert/model.onnx       the model "org/bert"; without version folders it is its own version 1
+      llama/config.json ... a Hugging Face folder is one, with all that lies in it
     ViT-L/14/1/model.onnx   the model "ViT-L/14": a number that holds version folders is no version
 
 What a folder looks like but may not be (a bad name, a link out) is a Problem, never an exception.
@@ -16,10 +18,12 @@ What a folder looks like but may not be (a bad name, a link out) is a Problem, n
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from repository.errors import InvalidNameError
+from repository.folder.huggingface import is_huggingface
 from repository.folder.walk import Lister, Listing, ignored
 from repository.names import MAX_SEGMENTS, check_name, check_version, inside, shown
 from repository.snapshot import Problem
@@ -29,6 +33,8 @@ CONFIGS = ("config.yaml", "config.pbtxt")
 NOT_SERVED = frozenset({"adapters"})  # changes there concern no generation
 # Folders of a model without version folders that belong to the model and not to its version 1.
 OF_THE_MODEL = frozenset({"checks", "warmup", "configs", "initial_state"})
+# Folders in a Hugging Face folder that are no models of their own, whatever lies in them.
+_PART = re.compile(r"[0-9]+_\w+|onnx|openvino|original")
 _MODEL_ENDINGS = (".onnx", ".safetensors", ".pt2", ".pt")
 
 
@@ -41,6 +47,7 @@ class Found:
     versions    number -> its files, also relative to `folder` ("1/model.onnx")
     paths       number -> real path of the version's folder
     flat        there are no version folders: the model's folder is version 1
+    adapters    real path of its folder of adapters, "" where there is none
     notes       problems; those of one version carry its number
     """
 
@@ -51,6 +58,7 @@ class Found:
     paths: dict[int, str] = field(default_factory=dict)
     flat: bool = False
     newest_ctime_ns: int = 0
+    adapters: str = ""
     notes: list[Problem] = field(default_factory=list)
 
 
@@ -97,7 +105,7 @@ class Layout:
             rel = "/".join(segments[:depth])
             listing = self._lister.look(path, rel, _ctime_ns(path), notes)
             numbers = self._numbers(listing)
-            here = _looks_like_model(listing, numbers)
+            here = self._is_model(listing, numbers)
             if depth == len(segments):
                 return self._read(listing, numbers, notes) if here else None
             if here and segments[depth] not in numbers.models:
@@ -109,7 +117,7 @@ class Layout:
         listing = self._lister.below(above, name, notes)
         numbers = self._numbers(listing)
         below = list(listing.folders)
-        if _looks_like_model(listing, numbers):
+        if self._is_model(listing, numbers):
             try:
                 check_name(listing.rel)
             except InvalidNameError as error:
@@ -152,15 +160,39 @@ class Layout:
             return False
         return any(self._lister.below(sub, n, []).files for n in sub.folders if _is_number(n))
 
+    def _is_model(self, listing: Listing, numbers: _Numbers) -> bool:
+        """A Hugging Face folder is one from its first file on, so that what it lacks is told; but a
+        config.json of somebody's own does not hide the models below it."""
+        if _looks_like_model(listing, numbers):
+            return True
+        return is_huggingface(listing.files) and not self._holds_models(listing)
+
+    def _holds_models(self, listing: Listing) -> bool:
+        if listing.rel.count("/") >= MAX_SEGMENTS - 1:
+            return False
+        for name in listing.folders:
+            if name in OF_THE_MODEL | NOT_SERVED or _PART.fullmatch(name):
+                continue
+            notes: list[Problem] = []
+            sub = self._lister.below(listing, name, notes)
+            self.notes += (p for p in notes if p.where == ".")  # the scan's budget is used up
+            if _looks_like_model(sub, self._numbers(sub)) or self._holds_models(sub):
+                return True
+        return False
+
     def _read(self, listing: Listing, numbers: _Numbers, notes: list[Problem]) -> Found:
         notes = [_placed(p, listing.rel) for p in notes]
         found = Found(listing.rel, listing.path, notes=notes, newest_ctime_ns=listing.ctime_ns)
+        found.adapters = listing.folders.get("adapters", ("", 0))[0]
         for name in numbers.misnamed:
             where = f"{listing.rel}/{name}"
             message = "not a version: a version is a whole number from 1 without leading zeros"
             notes.append(Problem(where, "version", message, "rename the folder", warning=True))
         for number, sub in numbers.versions.items():
             mine = numbers.notes[number]
+            if "adapters" in sub.folders and "model.py" not in sub.files:
+                del sub.folders["adapters"]
+                _note_adapters(sub, number, notes)
             found.versions[number] = tuple(sorted(self._lister.stamps(sub, f"{number}/", mine)))
             found.paths[number] = sub.path
             found.newest_ctime_ns = max(found.newest_ctime_ns, sub.ctime_ns)
@@ -173,7 +205,9 @@ class Layout:
             # "latest -> 3" is a name for a version, not one more folder of the model.
             and folder[0] not in found.paths.values()
         }
-        if not numbers.versions and any(map(_is_model_file, listing.files)):
+        if not numbers.versions and (
+            any(map(_is_model_file, listing.files)) or is_huggingface(listing.files)
+        ):
             self._read_flat(listing, rest, found)
         else:
             whole = Listing(listing.path, listing.rel, 0, listing.files, rest)
@@ -229,6 +263,13 @@ def _note_misplaced(listing: Listing, numbers: _Numbers, notes: list[Problem]) -
             message = "a config in a version folder is not read"
             hint = "move it to the model's folder"
             notes.append(Problem(where, "layout", message, hint, number, warning=True))
+
+
+def _note_adapters(sub: Listing, number: int, notes: list[Problem]) -> None:
+    where = shown(f"{sub.rel}/adapters")
+    message = "adapters in a version folder are not used"
+    hint = "move the folder to the model's folder"
+    notes.append(Problem(where, "layout", message, hint, number, warning=True))
 
 
 def _placed(problem: Problem, rel: str) -> Problem:

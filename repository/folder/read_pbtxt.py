@@ -19,8 +19,13 @@ from repository.names import shown
 from repository.snapshot import Problem
 
 SOURCE = "config.pbtxt"
-PLATFORMS = {"onnxruntime_onnx": "onnx"}
-BACKENDS = {"onnxruntime": "onnx", "python": "python"}
+PLATFORMS = {
+    "onnxruntime_onnx": "onnx",
+    "pytorch_libtorch": "torchscript",
+    "torch_aoti": "torch_export",
+}
+# Triton's "pytorch" is torch_export where the file is a .pt2 (`guess.as_triton_means`).
+BACKENDS = {"onnxruntime": "onnx", "python": "python", "pytorch": "torchscript"}
 
 HONOURED = {
     "": {
@@ -53,6 +58,12 @@ QUEUE_POLICY = {
     "default_timeout_microseconds": "timeout_us",
     "allow_timeout_override": "allow_timeout_override",
 }
+# Parameters of Triton's PyTorch backend that change how fast a model runs, and nothing else.
+OF_PYTORCH = frozenset({
+    "DISABLE_CUDNN", "DISABLE_OPTIMIZED_EXECUTION", "ENABLE_CACHE_CLEANING", "ENABLE_JIT_EXECUTOR",
+    "ENABLE_JIT_PROFILING", "ENABLE_TENSOR_FUSER", "ENABLE_WEIGHT_SHARING", "INFERENCE_MODE",
+    "INTER_OP_THREAD_COUNT", "INTRA_OP_THREAD_COUNT",
+})  # fmt: skip
 # Served without these, a model would answer, and wrongly.
 REFUSED = {
     "ensemble_scheduling": "ensembles are not supported",
@@ -147,6 +158,8 @@ class _Reader:
                 self._fail(key, f"the {key} '{shown(wish)}' is not supported{near}", hint)
             if wish:
                 said[key] = known[wish]
+        if said.get("platform") == "torch_export" and said.get("backend") == "torchscript":
+            del said["backend"]  # backend pytorch, and what sort of it
         if len(set(said.values())) > 1:
             self._fail("backend", "'platform' and 'backend' contradict each other", "keep one")
         for key, backend in said.items():
@@ -277,8 +290,12 @@ class _Reader:
 
     def _options(self) -> None:
         options: dict[str, Any] = {}
+        pytorch = self._values.get("backend") in ("torchscript", "torch_export")
         for key, parameter in sorted(self._message.parameters.items()):
-            options[key] = parameter.string_value
+            if pytorch and key in OF_PYTORCH:
+                self._warn("parameters", f"the parameter '{key}' is not honoured")
+            else:
+                options[key] = parameter.string_value
         if self._message.default_model_filename:
             options["model_file"] = self._message.default_model_filename
             self._place("options.model_file", "default_model_filename")

@@ -12,13 +12,15 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from repository.folder.adapters import NOTHING, AdapterFolders
 from repository.folder.aliases import settle_aliases
 from repository.folder.assemble import Rules, assemble
+from repository.folder.estimate import adapter_layers
 from repository.folder.layout import Found, Layout
 from repository.folder.whole import Verdict, inspect
 from repository.snapshot import ModelFolder, Snapshot
@@ -36,6 +38,7 @@ class _Known:
     key: object
     folder: ModelFolder
     verdicts: dict[int, tuple[tuple[FileStamp, ...], dict[str, Verdict]]]
+    layers: Mapping[str, int]  # that the model's adapters change
 
 
 class Scanner:
@@ -56,6 +59,7 @@ class Scanner:
         self._rules = Rules(trust_code, None if gpus is None else tuple(gpus))
         self._known: dict[str, _Known] = {}
         self._last: dict[str, ModelFolder] = {}
+        self._adapters = AdapterFolders()
         self._device: int | None = None  # the file system that the models lay on
         self._one_at_a_time = threading.Lock()
 
@@ -71,6 +75,7 @@ class Scanner:
             models = {f.name: self._remembered(f, layout.root, now) for f in layout.models()}
             self._check_mount(layout.root, bool(models))
             self._known = {n: k for n, k in self._known.items() if n in models}
+            self._adapters.keep(models)
             self._last = settle_aliases(models)
             problems = tuple(sorted(dict.fromkeys(layout.notes), key=lambda p: p.where))
             return Snapshot(MappingProxyType(dict(sorted(self._last.items()))), problems)
@@ -98,20 +103,36 @@ class Scanner:
             self._device = device
 
     def _remembered(self, found: Found, root: str, now: float) -> ModelFolder:
-        key = (found.folder, found.shared, found.versions, found.paths, found.notes)
         known = self._known.get(found.name)
+        adapters = self._adapters.look(found.name, found.adapters, root, now)
+        # Adapters are no part of the model, but it needs room for those that it has.
+        same = known is not None and known.folder.adapters is adapters
+        layers = known.layers if known is not None and same else adapter_layers(adapters)
+        key = (found.folder, found.shared, found.versions, found.paths, found.notes, layers)
         if known is None or known.key != key:
-            known = self._look_into(found, root, key, known)
+            known = self._look_into(found, root, key, known, layers)
             self._known[found.name] = known
+        known.layers = layers
         newest = found.newest_ctime_ns / 1e9
         if newest > now - TICK_S:
             known.key, known.verdicts = None, {}
         newest = math.inf if newest > now + TICK_S else newest
         if known.folder.newest_ctime != newest:
             known.folder = replace(known.folder, newest_ctime=newest)
+        if adapters and not _wants_adapters(known.folder):
+            adapters = NOTHING
+        if known.folder.adapters is not adapters and (adapters or known.folder.adapters):
+            known.folder = replace(known.folder, adapters=adapters)
         return known.folder
 
-    def _look_into(self, found: Found, root: str, key: object, known: _Known | None) -> _Known:
+    def _look_into(
+        self,
+        found: Found,
+        root: str,
+        key: object,
+        known: _Known | None,
+        layers: Mapping[str, int],
+    ) -> _Known:
         verdicts: dict[int, tuple[tuple[FileStamp, ...], dict[str, Verdict]]] = {}
         for version, stamps in found.versions.items():
             old = known.verdicts.get(version) if known else None
@@ -123,5 +144,11 @@ class Scanner:
                 made[path] = inspect(path, root, where, version)
             return made[path]
 
-        folder = assemble(found, Path(root), self._rules, judged)
-        return _Known(key, folder, verdicts)
+        folder = assemble(found, Path(root), self._rules, judged, layers)
+        return _Known(key, folder, verdicts, layers)
+
+
+def _wants_adapters(folder: ModelFolder) -> bool:
+    """Unless its config says otherwise; one that is broken says nothing."""
+    specs = folder.specs.values()
+    return not specs or any(spec.config.adapters.enabled for spec in specs)

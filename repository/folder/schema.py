@@ -25,7 +25,8 @@ from repository.sizes import MAX_BYTES, parse_bytes
 from repository.snapshot import Problem
 from repository.tensors import DATATYPES, datatype_of
 
-BACKENDS = ("onnx", "python")  # every name that `backend:` may have
+# Every name that `backend:` may have.
+BACKENDS = ("onnx", "python", "torch_module", "torch_export", "torchscript", "text", "embed")
 MODEL: Any = msgspec.inspect.type_info(ModelConfig)
 MOST_ITEMS = 1000  # of any list: tensors, aliases, versions, warm-up requests
 MOST_PRIORITIES = 100
@@ -59,6 +60,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "ttl_s": (0.001, 10**9),
     "priority": (-(10**6), 10**6),
     "memory": (1, MAX_BYTES),
+    "adapters.slots": (1, 256),
+    "adapters.max_rank": (1, 512),
+    "adapters.host_memory": (0, MAX_BYTES),
 }
 
 
@@ -113,17 +117,23 @@ class _Checker:
         values = dict(written)
         if values.get("version_policy") == "all":
             values["version_policy"] = {"all": True}
-        for key in ("batching", "checks"):
+        for key in ("batching", "checks", "adapters"):
             if isinstance(values.get(key), bool):
                 values[key] = {"enabled": values[key]}
         if isinstance(values.get("warmup"), bool):
             values["warmup"] = [{}] if values["warmup"] else []
-        if isinstance(values.get("memory"), str):
-            try:
-                values["memory"] = parse_bytes(values["memory"])
-            except ConfigError as error:
-                self.fail("memory", f"'memory': {error.message}", error.hint)
+        self._spell_size(values, "memory", "memory")
+        if isinstance(values.get("adapters"), dict):
+            values["adapters"] = dict(values["adapters"])
+            self._spell_size(values["adapters"], "host_memory", "adapters.host_memory")
         return values
+
+    def _spell_size(self, values: dict[str, Any], name: str, key: str) -> None:
+        if isinstance(values.get(name), str):
+            try:
+                values[name] = parse_bytes(values[name])
+            except ConfigError as error:
+                self.fail(key, f"'{key}': {error.message}", error.hint)
 
     # keys and types -----------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from repository.folder.aliases import settle_aliases
+from repository.folder.rest import Rest
+from repository.folder.settle_adapters import AdapterSettler
 from repository.folder.versions import choose
 from repository.snapshot import ModelFolder, Snapshot
 
@@ -28,20 +30,14 @@ class Settled:
     look_again_s: float | None
 
 
-@dataclass(slots=True)
-class _Candidate:
-    fingerprint: str | None  # None: the model is gone
-    since: float  # wall seconds when it was first seen like this
-
-
 class Settler:
     """Offer it every scan, in order."""
 
     def __init__(self, settle_s: float) -> None:
-        self._settle_s = settle_s
+        self._rest = Rest(settle_s)
+        self._adapters = AdapterSettler(settle_s)
         self._accepted: dict[str, ModelFolder] = {}
         self._told: dict[str, ModelFolder] = {}  # the same, with each alias given to one model
-        self._candidates: dict[str, _Candidate] = {}
 
     def offer(self, snapshot: Snapshot, now: float) -> Settled:
         """`now`: wall seconds, as ctimes are."""
@@ -50,14 +46,36 @@ class Settler:
             wait = self._judge(name, snapshot, now)
             if wait is not None:
                 waits.append(max(wait, SOONEST_S))
-        self._candidates = {
-            n: c for n, c in self._candidates.items() if n in snapshot.models or n in self._accepted
-        }
-        before, self._told = self._told, settle_aliases(dict(sorted(self._accepted.items())))
+        self._rest.keep(lambda name: name in snapshot.models or name in self._accepted)
+        models = self._with_adapters(snapshot, now, waits)
+        before, self._told = self._told, settle_aliases(dict(sorted(models.items())))
         names = before.keys() | self._told.keys()
         changed = {n for n in names if _differ(before.get(n), self._told.get(n))}
         settled = Snapshot(MappingProxyType(self._told), snapshot.problems)
         return Settled(settled, changed, min(waits, default=None))
+
+    def _with_adapters(
+        self, snapshot: Snapshot, now: float, waits: list[float]
+    ) -> dict[str, ModelFolder]:
+        """What was accepted, with the adapters that have settled. Of a model that is not to be seen
+        now they are what they were."""
+        models = dict(self._accepted)
+        for name, folder in self._accepted.items():
+            seen = snapshot.models.get(name)
+            if seen is None:
+                told = self._adapters.told(name)
+            else:
+                told, wait = self._adapters.offer(name, seen.adapters, now)
+                if wait is not None:
+                    waits.append(max(wait, SOONEST_S))
+            if told is not None and told is not folder.adapters:
+                before = self._told.get(name)
+                same = before is not None and before.adapters is told and before == folder
+                models[name] = (
+                    before if before is not None and same else replace(folder, adapters=told)
+                )
+        self._adapters.keep(self._accepted)
+        return models
 
     def _judge(self, name: str, snapshot: Snapshot, now: float) -> float | None:
         """Accepts what was seen of one model, or says in how many seconds it might."""
@@ -65,20 +83,15 @@ class Settler:
         if seen is None and snapshot.hides(name):
             return None  # nobody knows what is there
         if seen is not None and old is not None and seen.fingerprint == old.fingerprint:
-            self._candidates.pop(name, None)
+            self._rest.forget(name)
             if seen is not old:
                 self._accepted[name] = keeping(seen, old)
             return None
-        candidate = self._candidates.get(name)
         fingerprint = seen.fingerprint if seen is not None else None
-        if candidate is None or candidate.fingerprint != fingerprint or candidate.since > now:
-            candidate = self._candidates[name] = _Candidate(fingerprint, now)
-        due = candidate.since + self._settle_s
-        if seen is not None:
-            due = min(due, seen.newest_ctime + self._settle_s)
-        if now < due:
-            return due - now
-        self._candidates.pop(name, None)
+        newest = seen.newest_ctime if seen is not None else 0.0
+        wait = self._rest.wait(name, fingerprint, newest, now)
+        if wait is not None:
+            return wait
         if seen is None:
             del self._accepted[name]
         else:

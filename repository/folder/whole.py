@@ -2,7 +2,7 @@
 
 A half-copied file is the ordinary case of a folder that is being filled, so it is a Problem with a
 reason, never an exception, and so is whatever a hostile file contains. Nothing is allocated because
-a file says so, and no file is read as a whole. Whether the model is any good is for the worker to
+a file says so, and no large file is read as a whole. Whether the model is any good is for the worker to
 find out.
 """
 
@@ -10,42 +10,42 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TypeAlias
 
 import msgspec
 
 from repository.errors import IncompleteFilesError
+from repository.folder.files import decoded
+from repository.folder.flaws import STILL_COPYING, FlawError
 from repository.folder.onnx_files import External, externals_of
 from repository.folder.opening import open_inside
+from repository.folder.safetensors_header import MAX_HEADER, header_of
 from repository.names import inside, shown
 from repository.snapshot import Problem
 
-MAX_HEADER = 100_000_000  # bytes of JSON; the limit of the safetensors library
 MAX_FIELDS = 20_000  # of an ONNX file, looked at in the front process: ~0.1 s
-BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4,
-}  # fmt: skip
-STILL_COPYING = "copy the file again, or wait until the copy is done"
+SMALL = 4 << 20  # bytes of a tokenizer that is read as a whole: ~10 ms
+TAIL = 256  # bytes of a larger one
 
+_BEGINS = re.compile(rb"\s*\{")
+_ENDS = re.compile(rb"\}\s*\}\s*\Z")
 
-class _FlawError(Exception):
-    def __init__(self, rule: str, message: str, hint: str = STILL_COPYING) -> None:
-        super().__init__(message)
-        self.rule, self.message, self.hint = rule, message, hint
+TensorHead: TypeAlias = tuple[str, tuple[int, ...]]  # safetensors datatype, shape
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`external`: real paths of the other files that an ONNX file needs, each once."""
+    """`external`: real paths of the other files that an ONNX file needs, each once. `tensors`: what
+    a safetensors file holds, summed by datatype: (datatype, numbers, bytes)."""
 
     problem: Problem | None = None
     external: tuple[str, ...] = ()
+    tensors: tuple[tuple[str, int, int], ...] = ()
 
 
 def inspect(path: str, root: str, where: str, version: int | None = None) -> Verdict:
@@ -55,10 +55,10 @@ def inspect(path: str, root: str, where: str, version: int | None = None) -> Ver
         with open(open_inside(root, path), "rb", 0) as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
-                raise _FlawError("incomplete", "the file is empty")
-            look = LOOKS.get(os.path.splitext(path)[1])
-            external = look(file.fileno(), size, path, root) if look else ()
-    except _FlawError as flaw:
+                raise FlawError("incomplete", "the file is empty")
+            look = NAMED.get(os.path.basename(path)) or LOOKS.get(os.path.splitext(path)[1])
+            return look(file.fileno(), size, path, root) if look else Verdict()
+    except FlawError as flaw:
         return Verdict(Problem(where, flaw.rule, flaw.message, flaw.hint, version))
     except IncompleteFilesError as error:
         return Verdict(Problem(where, "incomplete", str(error), STILL_COPYING, version))
@@ -66,63 +66,42 @@ def inspect(path: str, root: str, where: str, version: int | None = None) -> Ver
         reason = os.strerror(error.errno) if error.errno else "it cannot be read"
         hint = "let the server's user read it"
         return Verdict(Problem(where, "io", f"cannot be read: {reason}", hint, version))
-    return Verdict(None, external)
 
 
-def _safetensors(fd: int, size: int, path: str, root: str) -> tuple[str, ...]:
-    """Eight bytes of length, a JSON header, then the tensors without a gap."""
-    raw = os.pread(fd, 8, 0)
-    if len(raw) < 8:
-        raise _FlawError("incomplete", f"the file has {size} bytes, its header alone needs 8")
-    (length,) = struct.unpack("<Q", raw)
-    if length > MAX_HEADER:
-        raise _FlawError(
-            "incomplete",
-            f"it declares a header of {length} bytes, at most {MAX_HEADER} are allowed",
-            "is it a safetensors file?",
-        )
-    if length > size - 8:
-        raise _FlawError(
-            "incomplete", f"it declares a header of {length} bytes, but has only {size} in all"
-        )
-    try:
-        header = msgspec.json.decode(os.pread(fd, length, 8), type=dict[str, msgspec.Raw])
-        header.pop("__metadata__", None)
-        tensors = [msgspec.json.decode(entry, type=_Entry) for entry in header.values()]
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise _FlawError("incomplete", "its header is not a safetensors header") from error
-    end = 0
-    for tensor in sorted(tensors, key=lambda t: t.data_offsets):
-        begin, stop = tensor.data_offsets
-        if begin != end or stop < begin or not _fits(tensor, stop - begin):
-            raise _FlawError(
-                "incomplete", "its header contradicts itself: tensors overlap or leave gaps"
-            )
-        end = stop
-    if end != size - 8 - length:
-        raise _FlawError(
-            "incomplete", f"its tensors need {8 + length + end} bytes, the file has {size}"
-        )
-    return ()
+def read_header(path: str, root: str, most: int = MAX_HEADER) -> dict[str, TensorHead]:
+    """Of a safetensors file that is complete: name -> (datatype, shape). `most`: bytes of it.
+
+    Raises IncompleteFilesError, OSError.
+    """
+    with open(open_inside(root, path), "rb", 0) as file:
+        header = header_of(file.fileno(), os.fstat(file.fileno()).st_size, most)
+    return {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()}
 
 
-_Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+def _safetensors(fd: int, size: int, path: str, root: str) -> Verdict:
+    sums: dict[str, tuple[int, int]] = {}
+    for entry in header_of(fd, size).tensors.values():
+        numbers, length = sums.get(entry.dtype, (0, 0))
+        begin, end = entry.data_offsets
+        sums[entry.dtype] = numbers + math.prod(entry.shape), length + end - begin
+    return Verdict(tensors=tuple((kind, *both) for kind, both in sums.items()))
 
 
-class _Entry(msgspec.Struct):
-    dtype: str
-    shape: list[int]
-    data_offsets: tuple[_Offset, _Offset]
+def _tokenizer(fd: int, size: int, path: str, root: str) -> Verdict:
+    """JSON that ends. A large one is judged by its ends: it closes two objects (the model, the whole)
+    after a vocabulary in which there are none."""
+    if size <= SMALL:
+        decoded("", os.pread(fd, size, 0), dict[str, msgspec.Raw])
+    elif not (_BEGINS.match(os.pread(fd, TAIL, 0)) and _ENDS.search(_tail(fd, size))):
+        raise FlawError("incomplete", "its JSON has no end")
+    return Verdict()
 
 
-def _fits(tensor: _Entry, length: int) -> bool:
-    bits = BITS.get(tensor.dtype)  # a datatype of the future is the worker's to judge
-    if any(d < 0 for d in tensor.shape) or len(tensor.shape) > 64:
-        return False
-    return bits is None or math.prod(tensor.shape) * bits == length * 8
+def _tail(fd: int, size: int) -> bytes:
+    return os.pread(fd, TAIL, size - TAIL)
 
 
-def _onnx(fd: int, size: int, path: str, root: str) -> tuple[str, ...]:
+def _onnx(fd: int, size: int, path: str, root: str) -> Verdict:
     folder = os.path.dirname(path)
     sizes: dict[str, tuple[str, int]] = {}  # location -> (real path, bytes)
     for part in externals_of(fd, MAX_FIELDS):
@@ -130,12 +109,12 @@ def _onnx(fd: int, size: int, path: str, root: str) -> tuple[str, ...]:
             sizes[part.location] = _external(part, folder, root)
         there = sizes[part.location][1]
         if part.offset + part.length > there:
-            raise _FlawError(
+            raise FlawError(
                 "incomplete",
                 f"it needs {part.offset + part.length} bytes of '{shown(part.location)}', "
                 f"which has {there}",
             )
-    return tuple({real for real, _ in sizes.values()})
+    return Verdict(external=tuple({real for real, _ in sizes.values()}))
 
 
 def _external(part: External, folder: str, root: str) -> tuple[str, int]:
@@ -143,14 +122,14 @@ def _external(part: External, folder: str, root: str) -> tuple[str, int]:
     name = shown(part.location)
     steps = part.location.replace("\\", "/").split("/")
     if part.location.startswith(("/", "\\")) or ".." in steps or "\0" in part.location:
-        raise _FlawError(
+        raise FlawError(
             "link",
             f"its external data '{name}' lies outside of its folder",
             "store the data beside the model and name it without '..' or a leading '/'",
         )
     real = os.path.realpath(os.path.join(folder, part.location))
     if not inside(root, real):
-        raise _FlawError(
+        raise FlawError(
             "link",
             f"its external data '{name}' is a link that leads out of the repository",
             "copy the file into the model's folder",
@@ -158,28 +137,28 @@ def _external(part: External, folder: str, root: str) -> tuple[str, int]:
     try:
         found = os.stat(real)
     except FileNotFoundError as error:
-        raise _FlawError("incomplete", f"its external data '{name}' is not there") from error
+        raise FlawError("incomplete", f"its external data '{name}' is not there") from error
     if not stat.S_ISREG(found.st_mode):
-        raise _FlawError("incomplete", f"its external data '{name}' is not a file")
+        raise FlawError("incomplete", f"its external data '{name}' is not a file")
     return real, found.st_size
 
 
-def _zip(fd: int, size: int, path: str, root: str) -> tuple[str, ...]:
+def _zip(fd: int, size: int, path: str, root: str) -> Verdict:
     """An archive ends with a record that says where its directory is; a torn one has no end."""
     tail_at = max(0, size - 22 - 65535)
     tail = os.pread(fd, size - tail_at, tail_at)
     at = tail.rfind(b"PK\5\6")
     if at < 0 or len(tail) - at < 22:
-        raise _FlawError("incomplete", "the end of the archive is missing")
+        raise FlawError("incomplete", "the end of the archive is missing")
     length, start, comment = struct.unpack_from("<IIH", tail, at + 12)
     if at + 22 + comment != len(tail):
-        raise _FlawError("incomplete", "the archive does not end where it says")
+        raise FlawError("incomplete", "the archive does not end where it says")
     end = tail_at + at
     if 0xFFFFFFFF in (length, start):
         length, start, end = _zip64(fd, tail[max(0, at - 20) : at])
     if start + length > end or os.pread(fd, 4, start)[:2] != b"PK":
-        raise _FlawError("incomplete", "the directory of the archive is not where it should be")
-    return ()
+        raise FlawError("incomplete", "the directory of the archive is not where it should be")
+    return Verdict()
 
 
 def _zip64(fd: int, locator: bytes) -> tuple[int, int, int]:
@@ -191,12 +170,14 @@ def _zip64(fd: int, locator: bytes) -> tuple[int, int, int]:
             length, start = struct.unpack_from("<QQ", record, 40)
             if start < 2**62:
                 return length, start, record_at
-    raise _FlawError("incomplete", "the directory of the archive is not where it should be")
+    raise FlawError("incomplete", "the directory of the archive is not where it should be")
 
 
-LOOKS: dict[str, Callable[[int, int, str, str], tuple[str, ...]]] = {
+Look: TypeAlias = Callable[[int, int, str, str], Verdict]
+LOOKS: dict[str, Look] = {
     ".safetensors": _safetensors,
     ".onnx": _onnx,
     ".pt2": _zip,
     ".pt": _zip,
 }
+NAMED: dict[str, Look] = {"tokenizer.json": _tokenizer}

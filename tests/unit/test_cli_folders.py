@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from tests import hub
 from tests.cli import run
 
 PYTHON = "class Model:\n    pass\n"
@@ -86,6 +88,90 @@ def test_init_takes_the_weights_that_an_onnx_file_keeps_beside_itself(
         run("init", "two", "--from", str(tmp_path / "net.onnx"), "--repo", str(repo)).exit_code == 1
     )
     assert not (repo / "two").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "backend"),
+    [(hub.text_files(), "text"), (hub.sharded_files(), "text"), (hub.embed_files(), "embed")],
+)
+def test_init_takes_a_hugging_face_folder_as_it_is(
+    repo: Path, tmp_path: Path, files: hub.Files, backend: str
+) -> None:
+    more = {".cache/huggingface/x": b"x", "adapters/a/adapter_config.json": b"{}"}
+    hub.lay(tmp_path / "away", files)
+    hub.lay(tmp_path / "net", {**{n: c for n, c in files.items() if n != "config.json"}, **more})
+    (tmp_path / "net/config.json").symlink_to(tmp_path / "away/config.json")  # as the hub's cache
+    given = ("--from", str(tmp_path / "net"), "--repo", str(repo))
+    result = run("init", "net", *given)
+    assert result.exit_code == 0, result.stderr
+    assert f"backend: {backend}\n" in (repo / "net/config.yaml").read_text()
+    assert "--trust-code" not in result.stderr
+    made = {p.relative_to(repo / "net/1").as_posix() for p in (repo / "net/1").rglob("*")}
+    assert made >= files.keys() and not any("cache" in name for name in made)
+    assert (repo / "net/adapters/a/adapter_config.json").is_file()
+    assert not (repo / "net/1/config.json").is_symlink()
+    assert run("validate", str(repo)).stdout == "0 findings, 0 warnings\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "word"),
+    [
+        ({"config.json": b"{}", "pytorch_model.bin": b"x"}, "names no architecture"),
+        ({**hub.text_files(), "tokenizer.json": b"{"}, ""),
+        ({"README.md": b"x"}, "no backend for these files"),
+        ({k: v for k, v in hub.sharded_files().items() if "00002" not in k}, "1 of 3 shards"),
+    ],
+)
+def test_init_takes_no_folder_that_could_not_be_served(
+    repo: Path, tmp_path: Path, files: hub.Files, word: str
+) -> None:
+    hub.lay(tmp_path / "net", files)
+    result = run("init", "net", "--from", str(tmp_path / "net"), "--repo", str(repo))
+    if word:
+        assert result.exit_code == 2 and word in result.stderr
+        assert list(repo.iterdir()) == []
+    else:  # what is in a file, is for the server to find
+        assert run("validate", str(repo)).exit_code == 7
+
+
+def test_init_puts_a_modules_code_beside_its_weights(repo: Path, tmp_path: Path) -> None:
+    hub.lay(tmp_path / "net", {"w.safetensors": hub.weights()})
+    given = ("--from", str(tmp_path / "net/w.safetensors"), "--repo", str(repo))
+    result = run("init", "net", *given)
+    assert result.exit_code == 2 and "model.py" in result.stderr
+    hub.lay(tmp_path / "net", {"model.py": PYTHON.encode()})
+    result = run("init", "net", *given)
+    assert result.exit_code == 0 and "--trust-code" in result.stderr
+    assert sorted(p.name for p in (repo / "net/1").iterdir()) == ["model.py", "model.safetensors"]
+    assert "backend: torch_module" in (repo / "net/config.yaml").read_text()
+    assert run("validate", str(repo), "--trust-code").exit_code == 0
+
+
+def test_every_backend_has_a_config_to_begin_with_that_is_one(tmp_path: Path) -> None:
+    from repository.backends.registry import check_options
+    from repository.folder.layering import merge
+    from repository.folder.read_yaml import read_yaml
+    from repository.folder.schema import BACKENDS
+    from server.cli.init import CONFIG, OWN
+
+    assert OWN.keys() == set(BACKENDS)
+    for backend, own in OWN.items():
+        plain = CONFIG.format(backend=backend, own=own)
+        assert read_yaml(plain.encode()).values == {"backend": backend}
+        # What is only written as an example is right too.
+        examples = re.findall(r"^# ( *[a-z_]+:.*)$", plain, re.MULTILINE)
+        config, _ = merge([read_yaml("\n".join(examples).encode())])
+        check_options(backend, config.options)
+
+
+def test_validate_says_what_a_hugging_face_folder_lacks(repo: Path) -> None:
+    files = hub.text_files()
+    del files["tokenizer.json"]
+    hub.lay(repo / "org/writer", {**files, "tokenizer.model": b"x"})
+    result = run("validate", str(repo))
+    assert result.exit_code == 7
+    assert "org/writer/tokenizer.json: incomplete: 'tokenizer.json' is not there" in result.stdout
+    assert "AutoTokenizer" in result.stdout
 
 
 def test_findings_have_a_place_a_rule_and_an_exit_code(repo: Path, source: Path) -> None:

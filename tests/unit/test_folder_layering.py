@@ -6,7 +6,7 @@ import pytest
 
 from repository.config import ModelConfig
 from repository.errors import ConfigError
-from repository.folder.estimate import MIB, bytes_needed, devices_for, weights_of
+from repository.folder.estimate import MIB, bytes_needed, devices_for
 from repository.folder.guess import guess, model_file
 from repository.folder.layering import merge
 from repository.folder.read_yaml import read_yaml
@@ -159,9 +159,6 @@ def test_needs_are_weights_and_a_base_for_every_instance() -> None:
     assert bytes_needed(ModelConfig(backend="onnx", instances=2), 10 * MIB) == 2 * 26 * MIB
     assert bytes_needed(ModelConfig(backend="python"), 10 * MIB) == 42 * MIB
     assert bytes_needed(ModelConfig(backend="onnx", memory=5, instances=9), 10 * MIB) == 5
-    sizes = {"model.onnx": 3, "w.bin": 5, "readme": 7}
-    assert weights_of(sizes, "onnx", {"model.onnx", "w.bin"}) == 8
-    assert weights_of(sizes, "python", {"model.py"}) == 15
 
 
 @pytest.mark.parametrize(
