@@ -1,14 +1,18 @@
 """What a new generation does before it may serve: warm-up requests, then golden checks.
 
 Warm-up pays for what the first request would pay for (allocations, kernel selection), once in each
-slot. Where the config says nothing, one request of zeros is tried and its failure only noted; a
-warm-up that the config asks for must succeed. Every check must agree (see `repository.checks`).
+slot. Where the config says nothing, one request of zeros is tried (of a model that generates: one
+short text; that embeds: one word) and its failure only noted; a warm-up that the config asks for must
+succeed. Every check must agree (see `repository.checks`); they are tensors, so a model that only
+generates has none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import numpy as np
 
@@ -22,6 +26,7 @@ from repository.errors import (
     RepositoryError,
     WorkerDiedError,
 )
+from repository.generate import GenerateRequest, Piece, Sampling
 from repository.hosts.base import Host
 from repository.messages import InferRequest, Loaded, TensorSpec
 from repository.signature import Signature
@@ -39,7 +44,9 @@ async def rehearse(host: Host, spec: ModelSpec, loaded: Loaded) -> str:
     disagrees or cannot be read, WorkerDiedError.
     """
     signature = Signature(spec.model, loaded, spec.config)
-    warm = await _warm_up(host, spec, signature, loaded.max_batch_size)
+    warm = await _warm_up(host, spec, signature, loaded)
+    if not loaded.inputs and "generate" in loaded.abilities:
+        return f"{warm}; no checks"
     if not spec.config.checks.enabled:
         return f"{warm}; checks are switched off"
     files = await asyncio.to_thread(find_checks, spec)
@@ -67,16 +74,15 @@ async def _run(host: Host, spec: ModelSpec, signature: Signature, check: Check) 
 # warm-up ------------------------------------------------------------------------------------------
 
 
-async def _warm_up(host: Host, spec: ModelSpec, signature: Signature, most: int) -> str:
+async def _warm_up(host: Host, spec: ModelSpec, signature: Signature, loaded: Loaded) -> str:
+    send = partial(_way_of(loaded), host, signature, loaded.max_batch_size)
     asked = spec.config.warmup
     if asked is None:
-        return await _try_zeros(host, spec, signature, most)
+        return await _try_one(spec, signature, loaded, send)
     sent = 0
     for number, kind in enumerate(asked, 1):
         try:
-            if not signature.inputs:
-                raise InvalidTensorError("nobody says what the inputs are; declare them (inputs:)")
-            sent += await _send(host, signature, most, kind)
+            sent += await send(kind)
         except WorkerDiedError:
             raise
         except RepositoryError as error:
@@ -84,27 +90,71 @@ async def _warm_up(host: Host, spec: ModelSpec, signature: Signature, most: int)
     return f"warm-up of {_many(sent, 'request')}" if sent else "no warm-up"
 
 
-async def _try_zeros(host: Host, spec: ModelSpec, signature: Signature, most: int) -> str:
+def _way_of(loaded: Loaded) -> Callable[[Host, Signature, int, WarmupRequest], Awaitable[int]]:
+    if "generate" in loaded.abilities:
+        return _write
+    return _embed if "embed" in loaded.abilities else _send
+
+
+async def _try_one(
+    spec: ModelSpec,
+    signature: Signature,
+    loaded: Loaded,
+    send: Callable[[WarmupRequest], Awaitable[int]],
+) -> str:
     inputs = signature.required
-    if spec.backend == "python" or not inputs or any(i.datatype == "BYTES" for i in inputs):
+    what = "zeros"
+    if {"generate", "embed"} & set(loaded.abilities):
+        what = "a text"
+    elif spec.backend == "python" or not inputs or any(i.datatype == "BYTES" for i in inputs):
         return "no warm-up"
     try:
-        sent = await _send(host, signature, most, WarmupRequest())
+        sent = await send(WarmupRequest())
     except WorkerDiedError:
         raise
     except RepositoryError as error:
-        return f"a warm-up with zeros failed, which is only noted ({error})"
+        return f"a warm-up with {what} failed, which is only noted ({error})"
     return f"warm-up of {_many(sent, 'request')}"
 
 
+async def _write(host: Host, signature: Signature, most: int, kind: WarmupRequest) -> int:
+    """Two tokens for each sequence of the batch, in every slot, after a prompt of `size` words."""
+    request = GenerateRequest(
+        text=_text(kind), sampling=Sampling(temperature=0.0, max_tokens=2, ignore_eos=True)
+    )
+    at_once = max(1, host.slots) * kind.batch_size
+    for _ in range(kind.count):
+        await asyncio.gather(*[host.generate(request, _ignore) for _ in range(at_once)])
+    return kind.count * at_once
+
+
+async def _embed(host: Host, signature: Signature, most: int, kind: WarmupRequest) -> int:
+    texts = np.full((kind.batch_size,), _text(kind).encode(), object)
+    return await _repeat(host, signature, InferRequest([Tensor.of("text", texts)]), kind.count)
+
+
+def _text(kind: WarmupRequest) -> str:
+    return " ".join(["warm"] * kind.size)
+
+
+def _ignore(piece: Piece) -> None:
+    pass
+
+
 async def _send(host: Host, signature: Signature, most: int, kind: WarmupRequest) -> int:
-    """How many were sent: `count` to every slot, as the slots do not share what is warmed."""
+    if not signature.inputs:
+        raise InvalidTensorError("nobody says what the inputs are; declare them (inputs:)")
     request = await asyncio.to_thread(_request, signature, most, kind)
+    return await _repeat(host, signature, request, kind.count)
+
+
+async def _repeat(host: Host, signature: Signature, request: InferRequest, count: int) -> int:
+    """How many were sent: `count` to every slot, as the slots do not share what is warmed."""
     signature.accept(request)
     slots = max(1, host.slots)
-    for _ in range(kind.count):
+    for _ in range(count):
         await asyncio.gather(*[host.infer(request) for _ in range(slots)])
-    return kind.count * slots
+    return count * slots
 
 
 def _request(signature: Signature, most: int, kind: WarmupRequest) -> InferRequest:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from repository.adapters.orders import AdapterOrder, AdapterReport
+from repository.generate import Ended, GenerateRequest, Piece
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.spec import ModelSpec
 
@@ -12,7 +15,8 @@ from repository.spec import ModelSpec
 class Host(Protocol):
     """One host serves one generation and is thrown away with it.
 
-    Order of calls: `load` once, then `infer` any number of times, then `stop` once.
+    Order of calls: `load` once, then `infer`, `generate` and `adapt` any number of times, then `stop`
+    once.
     `stop` is safe after a failed or cancelled `load`, and after death; when it returns, everything
     that the host held (processes, sockets, memory, snapshot files) is gone. Work that is in flight
     when `stop` is called may finish within `grace_s`.
@@ -34,6 +38,22 @@ class Host(Protocol):
         """`size` bytes, page-aligned, that the model can read where they are, for a request that is on
         its way. They cost nothing until they are written, and are given back when the last view of
         them has died. None: there is nothing better than memory of one's own."""
+        ...
+
+    def generate(
+        self, request: GenerateRequest, tell: Callable[[Piece], None]
+    ) -> asyncio.Future[Ended]:
+        """One sequence: `tell` is called with each piece, on the loop's thread, before the future is
+        done; it must not raise. Cancelling the future leaves the sequence at the next step; nothing
+        is told after that. Fails with what the model says (InvalidRequestError, ...), with
+        InferenceFailedError, WorkerDiedError. Raises InvalidRequestError where the model does not
+        generate."""
+        ...
+
+    async def adapt(self, orders: Sequence[AdapterOrder]) -> list[AdapterReport]:
+        """Carried out in every worker; a report for each order, in their order, with the error of the
+        first worker that has one. No orders: where each adapter is now. Raises InvalidRequestError
+        where the model takes no adapters, WorkerDiedError."""
         ...
 
     async def memory(self) -> dict[str, int]:

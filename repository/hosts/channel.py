@@ -4,6 +4,7 @@ Requests are answered by futures, found again by their number; there is no task 
 written at once if the worker has nothing else to do, else together with the others of the same
 iteration of the loop: waking a process costs more than all the rest. What a request has in the arena
 is kept until it is answered, also if nobody waits for the answer any more: the worker still reads it.
+The pieces of a text are told to whoever asked for it by a plain call.
 Answers are read straight into the memory that they stay in: a small one is cut out of a scratch
 buffer, a large one gets a buffer of its own size, which nobody joins or copies again.
 Nothing here bounds how much is in flight (the batcher does) and nothing decides what a lost
@@ -15,15 +16,25 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import msgspec
 import numpy as np
 
 from repository.errors import InvalidRequestError, RepositoryError, WorkerDiedError
+from repository.generate import Ended, GenerateRequest, Piece
 from repository.hosts import failures, frames
 from repository.hosts.asking import Asking, Question
-from repository.hosts.frames import ERROR, HEADER_SIZE, REPLY, BrokenFrameError, Header, Kind
+from repository.hosts.frames import (
+    ERROR,
+    HEADER_SIZE,
+    PIECES,
+    REPLY,
+    BrokenFrameError,
+    Header,
+    Kind,
+)
 from repository.messages import InferRequest, InferResponse
 from repository.prompt import Prompt
 from repository.tensors import Buffer
@@ -31,6 +42,32 @@ from repository.tensors import Buffer
 SCRATCH = 64 * 1024
 SOCKET_BUFFER = 1 << 20
 _read_failure = msgspec.msgpack.Decoder(failures.Failure).decode
+
+
+class Telling:
+    """What a generation was asked with: turns its last word into Ended."""
+
+    __slots__ = ("tell",)
+
+    def __init__(self, tell: Callable[[Piece], None]) -> None:
+        self.tell = tell
+
+    def __call__(self, payload: memoryview) -> Ended:
+        return frames.read_ended(payload)
+
+
+class Text(Prompt[Ended]):
+    """A generation's last word. Its worker hears of it when it is cancelled."""
+
+    __slots__ = ("leave",)
+
+    leave: Callable[[], None]
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self.leave()
+        return cancelled
 
 
 # A future, and what turns its answer into what was asked: the question of an inference, or a function.
@@ -85,6 +122,30 @@ class Channel(asyncio.BufferedProtocol):
         except (TypeError, ValueError, OverflowError) as error:
             return self._failed(InvalidRequestError(f"the request cannot travel: {error}"))
         return self._send(number, parts, question)
+
+    def generate(
+        self, request: GenerateRequest, tell: Callable[[Piece], None]
+    ) -> asyncio.Future[Ended]:
+        """Cancelled, it stays in `pending` until the worker has said its last word of it."""
+        self._number = number = self._number + 1
+        try:
+            parts = frames.pack(Kind.GENERATE, number, frames.encode(request))
+        except RepositoryError as error:
+            return self._failed(error)
+        except (TypeError, ValueError, OverflowError) as error:
+            return self._failed(InvalidRequestError(f"the request cannot travel: {error}"))
+        if self._failure:
+            return self._failed(WorkerDiedError(self._failure))
+        text = Text(loop=self._loop)
+        text.listener = None
+        text.leave = partial(self._leave, number)
+        self._waiting[number] = text, Telling(tell)
+        self._write(parts)
+        return text
+
+    def _leave(self, number: int) -> None:
+        if number in self._waiting:
+            self._write(frames.pack(Kind.CANCEL, number, b""))
 
     def ask(self, kind: Kind, body: Any, read: Callable[[memoryview], Any]) -> asyncio.Future[Any]:
         self._number = number = self._number + 1
@@ -201,6 +262,9 @@ class Channel(asyncio.BufferedProtocol):
         number = header[2]
         waited = self._waiting.pop(number, None)
         if waited is None:
+            if header[3] == PIECES:
+                self._tell(payload[: header[1]])
+                return
             raise BrokenFrameError(f"an answer to number {number}, which nobody asked")
         future, asked = waited
         try:
@@ -217,6 +281,15 @@ class Channel(asyncio.BufferedProtocol):
             future.set_exception(answer)
         else:
             future.set_result(answer)
+
+    def _tell(self, meta: memoryview) -> None:
+        """What one step of the worker wrote. Of a text that nobody wants any more: nothing."""
+        for number, piece in frames.read_pieces(meta):
+            waited = self._waiting.get(number)
+            if waited is None or type(waited[1]) is not Telling:
+                raise BrokenFrameError(f"a piece of number {number}, which is no text that runs")
+            if not waited[0].done():
+                waited[1].tell(piece)
 
     def _lose(self, why: str) -> None:
         if not self._lost:

@@ -21,6 +21,7 @@ def make_host(
     state_dir: Path,
     threads: int | None = None,
     cpu_fallback: bool = False,
+    trust_code: bool = False,
     extra: dict[str, Any] | None = None,
 ) -> Host:
     """The config's host, else the default; a model for a GPU goes into a process unless its config
@@ -31,7 +32,7 @@ def make_host(
             f"'{spec.model}' has host inline and may go to {spec.devices[0]}; inline is for CPU "
             "models only: set device to cpu, or host to process"
         )
-    told = {**(extra or {}), "cpu_fallback": cpu_fallback}
+    told = {**(extra or {}), "cpu_fallback": cpu_fallback, "trust_code": trust_code}
     instances = max(1, spec.config.instances)
     if (spec.config.host or default_host) == "inline" and not gpu:
         return InlineHost(state_dir=state_dir, instances=instances, threads=threads, extra=told)

@@ -86,7 +86,9 @@ def from_wire(failure: Failure) -> RepositoryError:
 
 @cache
 def _classes() -> dict[str, type[RepositoryError]]:
-    return {kind.code: kind for kind in _leaves(RepositoryError)}
+    """Only those of `repository.errors`: a face may have kinds of its own under the same code."""
+    ours = (k for k in _leaves(RepositoryError) if k.__module__ == RepositoryError.__module__)
+    return {kind.code: kind for kind in ours}
 
 
 def _leaves(kind: type[RepositoryError]) -> Iterator[type[RepositoryError]]:

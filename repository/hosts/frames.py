@@ -7,7 +7,8 @@ tensors lie aligned in the worker's page-aligned buffer:
     || metadata | places | padding || blob, padded ...
 
 `length` counts everything behind the header, `meta` the metadata alone. A request is answered by a
-REPLY or ERROR of the same id, in the order in which requests came. Both sides refuse a frame longer
+REPLY or ERROR of the same id, in the order in which requests came (but a GENERATE: that is answered
+when its text has ended, and its pieces are told as they are written). Both sides refuse a frame longer
 than LIMIT before they allocate anything for it. This module does no I/O.
 
 The metadata of an INFER or its REPLY is all that a Form holds and nothing else, so that equal forms
@@ -29,9 +30,11 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import msgspec
 
+from repository.adapters.orders import AdapterOrder, AdapterReport
 from repository.config import ModelConfig
 from repository.errors import InvalidTensorError
 from repository.forms import Blank, Form
+from repository.generate import Ended, GenerateRequest, Piece
 from repository.messages import Loaded
 from repository.tensors import ALIGN, Buffer, Shape
 
@@ -55,10 +58,15 @@ class Kind(enum.IntEnum):
     STOP = 5  # nothing -> the end of the stream
     REPLY = 6
     ERROR = 7  # Failure
+    GENERATE = 8  # GenerateRequest -> PIECES ..., Ended
+    CANCEL = 9  # nothing; the id is that of a GENERATE. No answer of its own
+    PIECES = 10  # what one step wrote: (id of a GENERATE, Piece) of several. No request asks for it
+    ADAPT = 11  # list[AdapterOrder] -> list[AdapterReport]
 
 
 # Plain numbers: making a Kind of one costs more than reading the whole header.
 INFER, STOP, REPLY, ERROR = int(Kind.INFER), int(Kind.STOP), int(Kind.REPLY), int(Kind.ERROR)
+GENERATE, CANCEL, PIECES = int(Kind.GENERATE), int(Kind.CANCEL), int(Kind.PIECES)
 
 
 class BrokenFrameError(Exception):
@@ -72,7 +80,7 @@ Header: TypeAlias = tuple[int, int, int, int, int, int, float]
 
 class LoadOrder(msgspec.Struct, array_like=True):
     """`backends.base.Order` and the backend's name. `snapshot`: a path that does not exist yet,
-    where a private copy of the files may be made."""
+    where a private copy of the files may be made; `private`: `path` is it."""
 
     backend: str
     model: str
@@ -84,6 +92,7 @@ class LoadOrder(msgspec.Struct, array_like=True):
     threads: int
     instance: int
     snapshot: str = ""
+    private: bool = False
     extra: dict[str, Any] = {}
 
 
@@ -106,6 +115,11 @@ read_order = msgspec.msgpack.Decoder(LoadOrder).decode
 read_prepared = msgspec.msgpack.Decoder(Prepared).decode
 read_loaded = msgspec.msgpack.Decoder(Loaded).decode
 read_sizes = msgspec.msgpack.Decoder(dict[str, int]).decode
+read_generate = msgspec.msgpack.Decoder(GenerateRequest).decode
+read_pieces = msgspec.msgpack.Decoder(list[tuple[int, Piece]]).decode
+read_ended = msgspec.msgpack.Decoder(Ended).decode
+read_orders = msgspec.msgpack.Decoder(list[AdapterOrder]).decode
+read_reports = msgspec.msgpack.Decoder(list[AdapterReport]).decode
 _read_stated = msgspec.msgpack.Decoder(_Stated).decode
 
 

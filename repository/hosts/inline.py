@@ -16,15 +16,23 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from repository.adapters.orders import AdapterOrder, AdapterReport
 from repository.backends import registry
+from repository.backends.abilities import Adapts
 from repository.backends.base import Backend, Order
-from repository.errors import InferenceFailedError, LoadFailedError, RepositoryError
-from repository.hosts import failures, snapshots
+from repository.errors import (
+    InferenceFailedError,
+    InvalidRequestError,
+    LoadFailedError,
+    RepositoryError,
+)
+from repository.generate import Ended, GenerateRequest, Piece
+from repository.hosts import failures, snapshots, together
 from repository.hosts.threads import threads_for
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.spec import ModelSpec
@@ -105,6 +113,7 @@ class InlineHost:
         self._runners: list[Runner] = []
         self._snapshot: Path | None = None
         self._roots: tuple[str, ...] = ()
+        self._adapts = False
 
     async def load(self, spec: ModelSpec, device: str) -> Loaded:
         if device != "cpu":
@@ -129,11 +138,29 @@ class InlineHost:
             for runner, order in zip(self._runners, orders, strict=True)
         ]
         loaded: list[Loaded] = await asyncio.gather(*loading)
-        return loaded[0]
+        if "generate" in loaded[0].abilities:
+            raise LoadFailedError(
+                f"'{spec.model}' generates text, which with host inline would hold up every other "
+                "request of the server; set host to process"
+            )
+        self._adapts = "adapt" in loaded[0].abilities
+        return together.loaded(loaded)
 
     def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]:
         runner = min(self._runners, key=lambda r: r.waiting)
         return runner.do(partial(self._infer, runner, request))
+
+    def generate(
+        self, request: GenerateRequest, tell: Callable[[Piece], None]
+    ) -> asyncio.Future[Ended]:
+        raise InvalidRequestError("a model with host inline does not generate text")
+
+    async def adapt(self, orders: Sequence[AdapterOrder]) -> list[AdapterReport]:
+        if not self._adapts:
+            raise InvalidRequestError("the model takes no adapters")
+        doing = [runner.do(partial(self._adapt, runner, orders)) for runner in self._runners]
+        told = await asyncio.gather(*doing)
+        return together.answers(told) if orders else together.whereabouts(told)
 
     def room(self, size: int) -> memoryview | None:
         """None: all memory here is as near as it can be."""
@@ -190,6 +217,14 @@ class InlineHost:
         response.compute_s = time.perf_counter() - began
         return response
 
+    def _adapt(self, runner: Runner, orders: Sequence[AdapterOrder]) -> list[AdapterReport]:
+        if runner.backend is None:
+            raise InferenceFailedError("the model is not loaded")
+        try:
+            return cast("Adapts", runner.backend).adapt(orders)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the model's edge
+            raise failures.of_infer(error, *self._roots) from None
+
     def _unload(self, runner: Runner) -> None:
         backend, runner.backend = runner.backend, None
         if backend is not None:
@@ -205,6 +240,7 @@ class InlineHost:
             device=device,
             threads=threads_for(spec.config, self.slots, self._threads),
             instance=instance,
+            private=path == self._snapshot,
             extra=self._extra,
         )
 

@@ -8,6 +8,7 @@ row of small ones, so that one large request does not cost memory for ever.
 from __future__ import annotations
 
 import mmap
+import select
 import socket
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -29,6 +30,8 @@ class Frame(NamedTuple):
 class Pipe:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self._buffer = memoryview(mmap.mmap(-1, SMALL))
         self._at = 0  # where the next frame begins
         self._have = 0  # up to where the buffer is filled
@@ -55,6 +58,12 @@ class Pipe:
         return (
             have >= HEADER_SIZE and have >= HEADER_SIZE + frames.unpack(self._buffer, self._at)[0]
         )
+
+    @property
+    def stirs(self) -> bool:
+        """Something has come, if only the end of the stream: `receive` will not wait long, for who
+        sends a frame sends all of it."""
+        return self._have > self._at or bool(self._poll.poll(0))
 
     def send(self, parts: Sequence[Buffer]) -> None:
         """All of it, large parts without a copy."""

@@ -15,15 +15,17 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from repository.adapters.orders import AdapterOrder, AdapterReport
 from repository.backends import registry
-from repository.errors import LoadFailedError
-from repository.hosts import arena, frames, snapshots
+from repository.errors import InvalidRequestError, LoadFailedError
+from repository.generate import Ended, GenerateRequest, Piece
+from repository.hosts import arena, frames, snapshots, together
 from repository.hosts.arena import Arena
 from repository.hosts.asking import LARGE, Asking
 from repository.hosts.channel import Channel
@@ -33,6 +35,7 @@ from repository.hosts.zygotes import Child, Zygotes
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.spec import ModelSpec
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 TERM_S = 1.0  # between SIGTERM and SIGKILL
 EOF_S = 2.0  # how long a worker may live on after it closed its socket
@@ -124,6 +127,7 @@ class ProcessHost:
         self._stopping = False
         self._stopped: asyncio.Task[None] | None = None
         self._model = ""
+        self._abilities: tuple[str, ...] = ()
         self._arena_size = arena_size
         self._arena: Arena | None = None
         self._asking = Asking(None)
@@ -151,7 +155,9 @@ class ProcessHost:
                 asyncio.create_task(self._ask(worker, Kind.LOAD, order, frames.read_loaded))
                 for worker, order in zip(workers, orders, strict=True)
             ]
-            return _together(await _all_or_none(loading), [w.child.pid for w in workers])
+            loaded = together.loaded(await _all_or_none(loading), [w.child.pid for w in workers])
+            self._abilities = loaded.abilities
+            return loaded
         except BaseException:
             self._stopping = True
             self._kill()
@@ -200,6 +206,7 @@ class ProcessHost:
             device=device,
             threads=threads_for(spec.config, self.slots, self._threads),
             instance=instance,
+            private=self._snapshot is not None and path == os.fspath(self._snapshot),
             extra=self._extra,
         )
 
@@ -216,6 +223,23 @@ class ProcessHost:
         assert channel is not None, "infer before load"
         return channel.infer(request)
 
+    def generate(
+        self, request: GenerateRequest, tell: Callable[[Piece], None]
+    ) -> asyncio.Future[Ended]:
+        self._check_can("generate", "does not generate text")
+        channel = min(self._workers, key=_busy).channel
+        assert channel is not None, "generate before load"
+        return channel.generate(request, tell)
+
+    async def adapt(self, orders: Sequence[AdapterOrder]) -> list[AdapterReport]:
+        self._check_can("adapt", "takes no adapters")
+        told = await self._ask_all(Kind.ADAPT, list(orders), frames.read_reports)
+        return together.answers(told) if orders else together.whereabouts(told)
+
+    def _check_can(self, ability: str, otherwise: str) -> None:
+        if ability not in self._abilities:
+            raise InvalidRequestError(f"{self._model} {otherwise}")
+
     def room(self, size: int) -> memoryview | None:
         if size < LARGE or self._arena is None:
             return None
@@ -223,12 +247,12 @@ class ProcessHost:
         return found[0] if found is not None else None
 
     async def memory(self) -> dict[str, int]:
-        asked = [
-            w.channel.ask(Kind.MEMORY, None, frames.read_sizes)
-            for w in self._workers
-            if w.channel is not None
-        ]
-        return _sum(await asyncio.gather(*asked))
+        return together.summed(await self._ask_all(Kind.MEMORY, None, frames.read_sizes))
+
+    async def _ask_all(self, kind: Kind, body: Any, read: Callable[[memoryview], T]) -> list[T]:
+        channels = [w.channel for w in self._workers if w.channel is not None]
+        told: list[T] = await asyncio.gather(*[c.ask(kind, body, read) for c in channels])
+        return told
 
     def _on_end(self, worker: Worker, ended: asyncio.Future[str]) -> None:
         how = ended.result()
@@ -315,23 +339,3 @@ async def _all_or_none(tasks: list[asyncio.Task[Any]]) -> list[Any]:
         assert error is not None
         raise error
     return [task.result() for task in tasks]
-
-
-def _together(loaded: list[Loaded], pids: list[int]) -> Loaded:
-    first = loaded[0]
-    return Loaded(
-        inputs=first.inputs,
-        outputs=first.outputs,
-        max_batch_size=first.max_batch_size,
-        platform=first.platform,
-        memory=_sum(each.memory for each in loaded),
-        details={**{k: v for k, v in first.details.items() if k != "pid"}, "pids": pids},
-    )
-
-
-def _sum(parts: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for part in parts:
-        for kind, size in part.items():
-            total[kind] = total.get(kind, 0) + size
-    return total

@@ -3,8 +3,10 @@
 A file that is mapped changes under the model when somebody writes into it, and a truncation kills
 the process; a hard link is the same file. So what will be mapped (ONNX external data), or may be
 read later (the folder of a python model), is copied first: by reflink where the file system can,
-else byte by byte. Copies lie in `<state_dir>/snapshots/<pid>-<start time>-<n>`, are made by the
-worker, removed by the host, and swept at the next start if the server was killed.
+else byte by byte. Large weights (safetensors) are never copied byte by byte: without reflink their
+backend reads them into memory of its own. Copies lie in
+`<state_dir>/snapshots/<pid>-<start time>-<n>`, are made by the worker, removed by the host, and
+swept at the next start if the server was killed.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Literal, TypeAlias
 from repository import linux
 from repository.errors import IncompleteFilesError, LoadFailedError
 
-Policy: TypeAlias = Literal["external", "folder", "none"]
+Policy: TypeAlias = Literal["external", "folder", "weights", "none"]
 FOLDER_LIMIT = 256 << 20  # bytes up to which a whole folder is copied
 FICLONE = 0x40049409
 CHUNK = 64 << 20
@@ -77,6 +79,8 @@ def prepare(policy: Policy, path: Path, model_file: str, target: Path) -> Path:
             return _with_external_data(path, model_file, target)
         if policy == "folder":
             return _whole_folder(path, target)
+        if policy == "weights":
+            return _reflinked_folder(path, target)
     except FileNotFoundError as error:
         raise IncompleteFilesError(f"{error.filename} is missing") from error
     except OSError as error:
@@ -152,6 +156,27 @@ def _whole_folder(path: Path, target: Path) -> Path:
     return target
 
 
+def _reflinked_folder(path: Path, target: Path) -> Path:
+    """`target`, all of it on the same blocks as `path`, which costs nothing; or `path`, where that
+    cannot be: then nobody may map what lies there."""
+    home = path.resolve()
+    try:
+        # Adapters are added and removed while the model is served, and read when they are needed.
+        files = [f for f in _files(path) if f.relative_to(path).parts[0] != "adapters"]
+    except LoadFailedError:  # a linked folder: the scan has let it pass, so it is read where it is
+        return path
+    if any(f.is_symlink() and not f.resolve().is_relative_to(home) for f in files):
+        return path
+    target.mkdir(mode=0o700)
+    for found in files:
+        copy = target / found.relative_to(path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if not _reflink(found, copy):
+            shutil.rmtree(target)
+            return path
+    return target
+
+
 def _files(path: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(path):
         # Bytecode beside a source may be stale or foreign: it is compiled anew.
@@ -165,14 +190,21 @@ def _files(path: Path) -> Iterator[Path]:
                 )
 
 
-def clone(source: Path, target: Path) -> None:
-    """The same bytes, on blocks of their own as soon as either side is written."""
+def _reflink(source: Path, target: Path) -> bool:
+    """False: another file system, or one that cannot; then `target` is empty."""
     with source.open("rb") as old, target.open("xb") as new:
         try:
             fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
-            return
         except OSError:
-            pass  # another file system, or one that cannot
+            return False
+        return True
+
+
+def clone(source: Path, target: Path) -> None:
+    """The same bytes, on blocks of their own as soon as either side is written."""
+    if _reflink(source, target):
+        return
+    with source.open("rb") as old, target.open("r+b") as new:
         try:
             while os.copy_file_range(old.fileno(), new.fileno(), CHUNK):
                 pass

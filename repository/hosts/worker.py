@@ -1,4 +1,5 @@
-"""The main of a worker: one process, one backend, one model, one request after the other.
+"""The main of a worker: one process, one backend, one model, one request after the other (or, where
+the backend generates text, a step of all that run: see `stepping`).
 
 Forked by the zygote. It leads its own process group, hears nothing but its socket, and ends when
 the socket ends, when it is told to stop (after what was asked before), at SIGTERM, or when the
@@ -23,14 +24,17 @@ from types import FrameType
 from typing import NoReturn, cast
 
 from repository import linux
+from repository.adapters.orders import AdapterReport
 from repository.backends import registry
+from repository.backends.abilities import Adapts, Generates
 from repository.backends.base import Backend, Order, RoomyBackend
-from repository.errors import InferenceFailedError, RepositoryError
+from repository.errors import InferenceFailedError, InvalidRequestError, RepositoryError
 from repository.hosts import failures, frames, snapshots
 from repository.hosts.answering import Answering
 from repository.hosts.arena import Window
 from repository.hosts.frames import ERROR, INFER, REPLY, STOP, BrokenFrameError, Kind, LoadOrder
 from repository.hosts.pipe import Frame, Pipe
+from repository.hosts.stepping import Stepping
 from repository.messages import Loaded
 from repository.tensors import Buffer
 
@@ -51,11 +55,30 @@ class Worker:
         self._answering = Answering(window)
         self._backend: Backend | None = None
         self._roomy: RoomyBackend | None = None  # the same, if it can
+        self._loaded = False
         self._roots: tuple[str, ...] = ()
         self._took_s = 0.0  # the last inference
         self._held: list[Buffer] = []  # small answers that are not sent yet
 
     def run(self) -> None:
+        if not self._until_loaded():
+            return
+        if hasattr(self._backend, "step"):
+            generates = cast("Generates", self._backend)
+            Stepping(self._pipe, generates, self._answer, self._fault).run()
+        else:
+            self._run()
+
+    def _until_loaded(self) -> bool:
+        """False: there is nothing more to do."""
+        while not self._loaded:
+            frame = self._pipe.receive()
+            if frame is None or frame.header[3] == STOP:
+                return False
+            self._pipe.send(self._answer(frame))
+        return True
+
+    def _run(self) -> None:
         try:
             while (frame := self._pipe.receive()) is not None and frame.header[3] != STOP:
                 parts = self._answer(frame)
@@ -92,7 +115,6 @@ class Worker:
         except RepositoryError as error:
             failure = error
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the model's edge
-            _log_traceback()
             failure = self._foreign(error, kind)
         return frames.pack(ERROR, number, frames.encode(failures.to_wire(failure)))
 
@@ -115,6 +137,8 @@ class Worker:
         body = frame.payload[:meta]
         if kind == Kind.MEMORY:
             return frames.encode(linux.resident())
+        if kind == Kind.ADAPT:
+            return frames.encode(self._adapt(body))
         if kind not in (Kind.PREPARE, Kind.LOAD):
             raise BrokenFrameError(f"a request of kind {kind}")
         order = frames.read_order(body)
@@ -130,6 +154,11 @@ class Worker:
         except RepositoryError as error:
             raise failures.of_load(error, *self._roots) from error
 
+    def _adapt(self, body: memoryview) -> list[AdapterReport]:
+        if not hasattr(self._backend, "adapt"):
+            raise InvalidRequestError("the model takes no adapters")
+        return cast("Adapts", self._backend).adapt(frames.read_orders(body))
+
     def _load(self, order: LoadOrder) -> Loaded:
         for name in THREADS:  # for libraries that the model is about to import
             os.environ[name] = str(order.threads)
@@ -144,20 +173,28 @@ class Worker:
                 device=order.device,
                 threads=order.threads,
                 instance=order.instance,
+                private=order.private,
                 extra=order.extra,
             )
         )
         if hasattr(self._backend, "infer_into"):
             self._roomy = cast("RoomyBackend", self._backend)
         loaded.details.setdefault("pid", os.getpid())
+        self._loaded = True
         return loaded
 
     def _foreign(self, error: BaseException, kind: int) -> RepositoryError:
         if isinstance(error, BrokenFrameError):
             raise error
-        if kind == INFER:
-            return failures.of_infer(error, *self._roots)
-        return failures.of_load(error, *self._roots)
+        if kind in (Kind.PREPARE, Kind.LOAD):
+            _log_traceback()
+            return failures.of_load(error, *self._roots)
+        return self._fault(error)
+
+    def _fault(self, error: BaseException) -> RepositoryError:
+        if not isinstance(error, RepositoryError):
+            _log_traceback()
+        return failures.of_infer(error, *self._roots)
 
 
 def main(

@@ -33,9 +33,49 @@ import msgspec
 from repository import linux
 from repository.hosts import worker
 
+TORCH = (
+    "numpy",
+    "torch",
+    "safetensors.torch",
+    "repository.backends.torch_module",
+    "repository.backends.torch_export",
+    "repository.backends.torchscript",
+)
+# A worker is ready when it has read its own files: what transformers would import for the usual
+# models, lazily and for seconds, is here already.
+TEXT = (
+    "numpy",
+    "torch",
+    "safetensors.torch",
+    "tokenizers",
+    "transformers",
+    "transformers.cache_utils",
+    "transformers.generation.utils",
+    "transformers.masking_utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.qwen2.modeling_qwen2",
+    "repository.backends.text.ahead",
+    "repository.backends.text.backend",
+    "repository.backends.embed.backend",
+)
 FRAMEWORKS = {
     "onnx": ("numpy", "repository.backends.onnx", "onnxruntime"),
     "python": ("numpy", "repository.backends.python"),
+    "torch": TORCH,
+    "text": TEXT,
+}
+# Whatever the environment says: nothing is fetched, and a log has no moving parts.
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",  # a pool of threads for one prompt at a time
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
 }
 PACKET = 64 * 1024
 MOST_FDS = 2  # of one worker
@@ -148,8 +188,12 @@ def main(fd: int, framework: str) -> None:
     control = socket.socket(fileno=fd)
     wakeup, poke = os.pipe()
     os.set_blocking(poke, False)
+    if framework in ("torch", "text"):
+        os.environ.update(OFFLINE)
     for module in FRAMEWORKS[framework]:
-        importlib.import_module(module)
+        # What is not installed is missed by the worker that needs it, whose load then says so.
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(module)
     zygote = Zygote(control, wakeup)
     signal.signal(signal.SIGTERM, zygote.on_signal)
     signal.signal(signal.SIGCHLD, zygote.on_signal)

@@ -22,6 +22,7 @@ from repository import children, linux
 from repository.errors import LoadFailedError, WorkerDiedError
 
 log = logging.getLogger(__name__)
+PROGRAM = "repository.hosts.zygote"
 PACKET = 64 * 1024
 CLOSE_S = 2.0  # how long a zygote may take to end its workers and itself
 SETTINGS = {
@@ -30,6 +31,8 @@ SETTINGS = {
     "OMP_WAIT_POLICY": "PASSIVE",  # pools that spin on busy cores starve each other
     "GOMP_SPINCOUNT": "0",
     "KMP_BLOCKTIME": "0",
+    # Whoever only asks whether there is a GPU must not start CUDA: no worker could use it any more.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts; CUDA alone counts by speed
     "MALLOC_ARENA_MAX": "2",
     # Large tensors come from memory that is used again instead of being mapped and faulted anew.
@@ -115,7 +118,7 @@ class Zygote:
         self._control.setblocking(False)
         with theirs:
             self._process = children.start(
-                "repository.hosts.zygote", theirs.fileno(), args=[framework], defaults=SETTINGS
+                PROGRAM, theirs.fileno(), args=[framework], defaults=SETTINGS
             )
         self.pid = self._process.pid
         loop.add_reader(self._control.fileno(), self._hear)

@@ -21,8 +21,11 @@ from repository.messages import Loaded
 from repository.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from repository.adapting.fitting import Fitting
+    from repository.adapting.rows import RowAdapters
     from repository.batching import Batcher
     from repository.signature import Signature
+    from repository.streaming import Streams
 
 STORY_LENGTH = 64  # steps kept per generation
 
@@ -40,6 +43,16 @@ class Trigger(enum.StrEnum):
     def asked(self) -> bool:
         """Somebody said so at that moment, and may be waiting."""
         return self in (Trigger.API, Trigger.DEMAND)
+
+
+class Work(NamedTuple):
+    """What a generation has to do, and has done. Of a model that generates texts its streams count
+    too: a sequence is an execution, each token that it wrote a sample."""
+
+    waiting: int = 0
+    in_flight: int = 0
+    executions: int = 0
+    samples: int = 0
 
 
 class Step(NamedTuple):
@@ -73,6 +86,9 @@ class Generation:
     loaded: Loaded | None = None
     signature: Signature | None = None  # what a request must look like; set from READY on
     batcher: Batcher | None = None  # set from READY on
+    fitting: Fitting | None = None  # what its host knows of adapters, where the model takes them
+    rows: RowAdapters | None = None  # beside it, from READY on
+    streams: Streams | None = None  # beside it, where the model generates
     reserved: int = 0  # bytes of the ledger that it holds
     measured: dict[str, int] = field(default_factory=dict)  # bytes by kind, as the host reported
     leases: int = 0
@@ -128,6 +144,20 @@ class Generation:
         if not self.retire_asked.is_set():
             self.retire_why = why
             self.retire_asked.set()
+
+    @property
+    def work(self) -> Work:
+        """Nothing before it was ready."""
+        total = Work()
+        for part in (self.batcher, self.streams):
+            if part is not None:
+                total = Work(
+                    total.waiting + part.queue_length,
+                    total.in_flight + part.in_flight,
+                    total.executions + part.executions,
+                    total.samples + part.samples,
+                )
+        return total
 
     def lease(self) -> Lease:
         """Keeps this generation alive for the length of a `with`, or from `begin` to `end`."""

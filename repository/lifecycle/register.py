@@ -92,7 +92,7 @@ class Register:
 def _let_go(gen: Generation) -> None:
     """What a past generation is shown with is small; its host and the frames of its error are not."""
     if not gen.leases:
-        gen.batcher = gen.signature = None
+        gen.batcher = gen.streams = gen.signature = None
     error = gen.error
     for _ in range(CAUSES):
         if error is not None:

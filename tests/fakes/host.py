@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+from repository.adapters.orders import AdapterOrder, AdapterReport
 from repository.errors import WorkerDiedError
+from repository.generate import Ended, GenerateRequest, Piece
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.spec import ModelSpec
 
@@ -15,14 +18,29 @@ def echo(request: InferRequest) -> InferResponse:
     return InferResponse(list(request.inputs))
 
 
+def count(request: GenerateRequest) -> Iterable[Piece]:
+    """ "0 ", "1 ", ... up to max_tokens (3 if nobody says how many)."""
+    for n in range(request.sampling.max_tokens or 3):
+        yield Piece(f"{n} ", [n])
+
+
+def done(order: AdapterOrder) -> AdapterReport:
+    return AdapterReport(order.name, residence="host")
+
+
 class FakeHost:
     """Keeps `Host`'s promises and checks that its callers keep theirs; waits in loop time.
 
     load_s, load_error   how long a load takes; what it raises afterwards instead of `loaded`
     infer_s, result      how long one call takes in a slot; what it answers, or raises
     stop_s               how long stopping takes after what was in flight
+    token_s, writes      how long one piece takes (all sequences run at once); what they are, or what
+                         it raises instead of the next
+    reports              what becomes of an order
     calls                "load" and "stop", as they came
     batches              every request that was given to `infer`
+    asked, cancelled     every request that was given to `generate`; those that were cancelled
+    orders               every order that was given to `adapt`
     """
 
     def __init__(
@@ -36,6 +54,9 @@ class FakeHost:
         result: Callable[[InferRequest], InferResponse] = echo,
         memory: Mapping[str, int] | None = None,
         stop_s: float = 0.0,
+        token_s: float = 0.0,
+        writes: Callable[[GenerateRequest], Iterable[Piece]] = count,
+        reports: Callable[[AdapterOrder], AdapterReport] = done,
     ) -> None:
         self.died: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.slots = slots
@@ -45,9 +66,16 @@ class FakeHost:
         self.stop_s = stop_s
         self.loaded = loaded or Loaded()
         self.result = result
+        self.token_s = token_s
+        self.writes = writes
+        self.reports = reports
         self.measured = dict(memory or {})
         self.calls: list[str] = []
         self.batches: list[InferRequest] = []
+        self.asked: list[GenerateRequest] = []
+        self.cancelled: list[GenerateRequest] = []
+        self.orders: list[AdapterOrder] = []
+        self._texts: dict[asyncio.Future[Ended], asyncio.Task[None]] = {}
         self.spec: ModelSpec | None = None
         self.device = ""
         self._waiting: deque[tuple[InferRequest, asyncio.Future[InferResponse]]] = deque()
@@ -80,15 +108,35 @@ class FakeHost:
         self._fill()
         return future
 
+    def generate(
+        self, request: GenerateRequest, tell: Callable[[Piece], None]
+    ) -> asyncio.Future[Ended]:
+        assert "stop" not in self.calls, "generate after stop"
+        future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        if self.died.done():
+            future.set_exception(WorkerDiedError(self.died.result()))
+            return future
+        self.asked.append(request)
+        self._texts[future] = asyncio.create_task(self._write(request, tell, future))
+        future.add_done_callback(lambda _: self._text_ended(request, future))
+        return future
+
     def room(self, size: int) -> memoryview | None:
         return None
+
+    async def adapt(self, orders: Sequence[AdapterOrder]) -> list[AdapterReport]:
+        assert "stop" not in self.calls, "adapt after stop"
+        if self.died.done():
+            raise WorkerDiedError(self.died.result())
+        self.orders += orders
+        return [self.reports(order) for order in orders]
 
     async def memory(self) -> dict[str, int]:
         return dict(self.measured)
 
     async def stop(self, grace_s: float) -> None:
         self.calls.append("stop")
-        unfinished = self._running | {future for _, future in self._waiting}
+        unfinished = self._running | {future for _, future in self._waiting} | {*self._texts}
         if unfinished and not self.died.done():
             await asyncio.wait(unfinished, timeout=grace_s)
         if self.stop_s:
@@ -100,6 +148,25 @@ class FakeHost:
         if not self.died.done():
             self.died.set_result(reason)
             self._fail_all(reason)
+
+    async def _write(
+        self, request: GenerateRequest, tell: Callable[[Piece], None], future: asyncio.Future[Ended]
+    ) -> None:
+        told = 0
+        try:
+            for piece in self.writes(request):
+                await asyncio.sleep(self.token_s)
+                tell(piece)
+                told += len(piece.tokens)
+        except Exception as error:  # noqa: BLE001 - a model may raise anything
+            future.set_exception(error)
+        else:
+            future.set_result(Ended("length", 1, told, total_s=told * self.token_s))
+
+    def _text_ended(self, request: GenerateRequest, future: asyncio.Future[Ended]) -> None:
+        self._texts.pop(future).cancel()
+        if future.cancelled():
+            self.cancelled.append(request)
 
     def _fill(self) -> None:
         while self._waiting and len(self._running) < self.slots:
@@ -122,7 +189,11 @@ class FakeHost:
         future.set_result(response)
 
     def _fail_all(self, reason: str) -> None:
-        futures = [*self._running, *(future for _, future in self._waiting)]
+        futures: list[asyncio.Future[Any]] = [
+            *self._running,
+            *(future for _, future in self._waiting),
+            *self._texts,
+        ]
         self._waiting.clear()
         self._running.clear()
         for future in futures:

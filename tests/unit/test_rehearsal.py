@@ -16,6 +16,7 @@ from repository.errors import (
     LoadFailedError,
     WorkerDiedError,
 )
+from repository.generate import GenerateRequest, Piece
 from repository.messages import InferRequest, InferResponse, Loaded, TensorSpec
 from repository.rehearsal import rehearse
 from repository.spec import ModelSpec
@@ -142,6 +143,61 @@ async def test_a_worker_that_dies_while_warming_is_never_only_noted(tmp_path: Pa
     host.kill("exit code -11")
     with pytest.raises(WorkerDiedError):
         await rehearse(host, spec_of(tmp_path), NUMERIC)
+
+
+# texts --------------------------------------------------------------------------------------------
+
+WRITES = Loaded(abilities=("generate",))
+EMBEDS = Loaded(
+    (
+        TensorSpec("text", "BYTES", (-1,), optional=True),
+        TensorSpec("input_ids", "INT32", (-1, -1), optional=True),
+    ),
+    (TensorSpec("embedding", "FP32", (-1, 4)),),
+    max_batch_size=8,
+    abilities=("embed",),
+)
+
+
+def refuses(request: GenerateRequest) -> list[Piece]:
+    raise InferenceFailedError("node 7 overflowed")
+
+
+async def test_a_model_that_generates_writes_two_tokens_in_every_slot(tmp_path: Path):
+    put(tmp_path)  # tensors, of which it knows nothing
+    host = FakeHost(slots=2)
+    note = await rehearse(host, spec_of(tmp_path), WRITES)
+    assert note == "warm-up of 2 requests; no checks"
+    assert [r.sampling.max_tokens for r in host.asked] == [2, 2] and not host.batches
+    host = FakeHost()
+    kind = WarmupRequest(count=2, batch_size=3, size=5)
+    note = await rehearse(host, spec_of(tmp_path, warmup=(kind,)), WRITES)
+    assert note == "warm-up of 6 requests; no checks"
+    assert {len((r.text or "").split()) for r in host.asked} == {5}
+
+
+async def test_a_model_that_embeds_is_given_one_text(tmp_path: Path):
+    host = FakeHost()
+    assert (await rehearse(host, spec_of(tmp_path), EMBEDS)).startswith("warm-up of 1 request;")
+    (request,) = host.batches
+    assert [(t.name, t.shape, t.array().tolist()) for t in request.inputs] == [
+        ("text", (1,), [b"warm"])
+    ]
+    host = FakeHost()
+    spec = spec_of(tmp_path, warmup=(WarmupRequest(batch_size=3),))
+    await rehearse(host, spec, EMBEDS)
+    assert host.batches[0].inputs[0].shape == (3,)
+
+
+async def test_a_text_that_fails_is_noted_unless_the_config_asked_for_it(tmp_path: Path):
+    note = await rehearse(FakeHost(writes=refuses), spec_of(tmp_path), WRITES)
+    assert "a warm-up with a text failed, which is only noted (node 7 overflowed)" in note
+    spec = spec_of(tmp_path, warmup=(WarmupRequest(),))
+    with pytest.raises(LoadFailedError, match=r"warm-up 1 of the config failed: node 7"):
+        await rehearse(FakeHost(writes=refuses), spec, WRITES)
+    assert await rehearse(FakeHost(), spec_of(tmp_path, warmup=()), WRITES) == (
+        "no warm-up; no checks"
+    )
 
 
 # checks -------------------------------------------------------------------------------------------
