@@ -1,0 +1,1 @@
+"""Text generation over unmodified Hugging Face models."""

@@ -1,0 +1,74 @@
+"""A transformers model around weights that we have read. transformers knows how a checkpoint's names
+map to a model's parts and which are tied; we decide how bytes come into memory.
+
+CPU: transformers is given the tensors, and those of the right datatype become the model's own,
+without a copy. GPU: it is given stand-ins of the same shapes (memory that nobody touches), and where
+each of them ends up, the tensor that is on the device already takes its place. A checkpoint that it
+has to rearrange is read on the CPU and brought over whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from repository.backends.base import Order
+from repository.backends.weights import read_weights, weight_files
+
+
+def build(
+    kind: Any, config: Any, order: Order, dtype: torch.dtype
+) -> tuple[Any, dict[str, Any], int]:
+    """The model on its device, what transformers reports of the load, and how many tensors there
+    were. Raises what `read_weights` does, and whatever transformers does."""
+    files = weight_files(order.path)
+    if order.device != "cpu":
+        tensors = read_weights(files, device=order.device, dtype=dtype)
+        model, report = around_stand_ins(kind, config, tensors, dtype)
+        if model is not None:
+            return model.to(order.device), report, len(tensors)
+        del tensors
+    tensors = read_weights(files, private=order.private)
+    count = len(tensors)
+    model, report = around(kind, config, tensors, dtype)
+    return model.to(order.device), report, count
+
+
+def around(
+    kind: Any, config: Any, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> tuple[Any, dict[str, Any]]:
+    made: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+        None,
+        config=config,
+        state_dict=dict(tensors),
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # told by us, with names
+        local_files_only=True,
+    )
+    return made
+
+
+def around_stand_ins(
+    kind: Any, config: Any, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> tuple[Any | None, dict[str, Any]]:
+    """None: not every tensor has found one place of its own shape (then a report means little)."""
+    stand_ins = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in tensors.items()}
+    model, report = around(kind, config, stand_ins, dtype)
+    found = {(t.data_ptr(), t.shape, t.stride()): name for name, t in stand_ins.items()}
+    places: dict[str, torch.Tensor] = {}
+    strange = 0
+    for part in (*model.parameters(), *model.buffers()):
+        name = found.get((part.data_ptr(), part.shape, part.stride()))
+        if name is not None:
+            places[name] = part
+        elif isinstance(part, torch.nn.Parameter):
+            strange += 1
+    faults = any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    if not faults and (strange or len(places) != len(tensors)):
+        return None, report
+    for name, part in places.items():
+        part.data = tensors[name]
+    return model, report
