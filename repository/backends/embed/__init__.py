@@ -1,0 +1,1 @@
+"""Texts to vectors, by encoders as sentence-transformers lays them out."""
