@@ -9,8 +9,9 @@ Rules: who is served next is the queue's business (`repository.queueing`), and n
 head of the queue decides what goes with it, and only the unbroken run of compatible requests behind
 it may. A batch of one is passed through untouched. No task is made for a request. Whoever cancels
 while it waits is dropped; in flight, its rows are thrown away. A batch that the model refuses for
-what one of its requests holds (InvalidTensorError) is run again one by one, so that only that one
-fails; nothing else is ever run twice. All calls come from the event loop's thread.
+what one of its requests holds (InvalidTensorError), or for an adapter that one of them names, is run
+again one by one, so that only that one fails; nothing else is ever run twice. All calls come from
+the event loop's thread.
 
 How far ahead the host is sent work, and who a batch waits for, follows from `repository.pacing`.
 
@@ -29,8 +30,10 @@ from itertools import takewhile
 
 from repository.config import Batching, ModelConfig
 from repository.errors import (
+    DependencyError,
     InferenceFailedError,
     InvalidTensorError,
+    NoAdapterSlotError,
     QueueFullError,
     RepositoryError,
     RequestTimeoutError,
@@ -46,6 +49,7 @@ from repository.queueing import Alarm, InOrder, Outcome, Queue, Waiting, settle
 # With several slots nothing is sent ahead while a request has been at the host for so long: nobody
 # is to stand behind it.
 STUCK_S = 0.01
+OF_ONE = (InvalidTensorError, DependencyError, NoAdapterSlotError)  # one request's fault, perhaps
 ALONE = 8  # such answers in a row after which nobody waits an iteration of the loop for company
 EARLY_S = 0.0005  # uvloop's timers have whole milliseconds: one may ring so much too soon
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.1, 30.0
@@ -369,7 +373,7 @@ class Batcher:
                 self._go_on(now)
 
     def _failed(self, batch: list[Waiting], error: BaseException) -> None:
-        if len(batch) > 1 and isinstance(error, InvalidTensorError):
+        if len(batch) > 1 and isinstance(error, OF_ONE):
             if self._closed is None:
                 self._again.extend(batch)
                 self._go_on(self._clock())

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from repository.adapting.rows import RowAdapters
+from repository.adapting.shelf import Shelf
 from repository.batching import Batcher
 from repository.errors import (
     FailedError,
@@ -27,6 +29,7 @@ from repository.lifecycle.states import Event, advance
 from repository.messages import Loaded
 from repository.signature import Signature
 from repository.spec import ModelSpec
+from repository.streaming import Streams
 
 T = TypeVar("T")
 
@@ -38,12 +41,14 @@ class Means:
     rehearse   warm-up and golden checks; returns a note for the story, raises what is wrong
     unchanged  are the files of this spec still those that the scan saw
     phase      told how long each part of a load took: read, warmup
+    shelf      which adapters the models have
     """
 
     make_host: Callable[[ModelSpec], Host]
     rehearse: Callable[[Host, ModelSpec, Loaded], Awaitable[str]]
     unchanged: Callable[[ModelSpec], Awaitable[bool]]
     phase: Callable[[Generation, str, float], None]
+    shelf: Shelf = field(default_factory=Shelf)
     load_timeout_s: float = 600.0
     drain_s: float = 30.0
     stop_s: float = 5.0
@@ -76,6 +81,9 @@ async def live(gen: Generation, means: Means, give_back: Callable[[Generation], 
         try:
             if gen.batcher is not None:
                 gen.batcher.close(cause)
+            if gen.streams is not None:
+                gen.streams.close(cause)
+            _unfit(gen, means)
             if host is not None:
                 await host.stop(means.stop_s)
         finally:
@@ -111,9 +119,22 @@ async def _rehearse(gen: Generation, host: Host, means: Means) -> str:
 
 
 async def _try_out(gen: Generation, host: Host, loaded: Loaded, means: Means) -> str:
+    fitting = gen.fitting = means.shelf.fit(gen.spec, host, loaded, means.load_timeout_s)
+    if fitting is None:
+        note = await means.rehearse(host, gen.spec, loaded)
+        gen.measured = await host.memory()
+        return note
+    await fitting.sync()  # one that fails is shown as failed, and keeps nobody from serving
     note = await means.rehearse(host, gen.spec, loaded)
     gen.measured = await host.memory()
+    await fitting.sync()
     return note
+
+
+def _unfit(gen: Generation, means: Means) -> None:
+    if gen.fitting is not None:
+        means.shelf.part(gen.spec.model, gen.fitting)
+        gen.fitting = gen.rows = None
 
 
 async def _in_time(work: Awaitable[T], gen: Generation, means: Means, done: str) -> T:
@@ -132,6 +153,11 @@ async def _in_time(work: Awaitable[T], gen: Generation, means: Means, done: str)
 def open_for_requests(gen: Generation, host: Host, loaded: Loaded, means: Means) -> None:
     gen.signature = Signature(gen.spec.model, loaded, gen.spec.config)
     gen.batcher = Batcher(host, loaded, gen.spec.config, max_queue=means.max_queue)
+    if gen.fitting is not None:
+        gen.fitting.begin()
+        gen.rows = RowAdapters(gen.fitting)
+    if "generate" in loaded.abilities:
+        gen.streams = Streams(host, loaded, gen.spec.config, max_queue=means.max_queue)
 
 
 async def _until_retired(gen: Generation, host: Host) -> None:

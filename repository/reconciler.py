@@ -92,11 +92,11 @@ class Reconciler:
             self.events.publish("model.removed", name)
         for name, folder in folders.items():
             old = self.folders.get(name)
-            if old == folder:
-                continue
-            self.folders[name] = folder
-            self._dirty[name] = trigger
-            tell_folder(self.events, old, folder)
+            if old != folder:
+                self.folders[name] = folder
+                self._dirty[name] = trigger
+                tell_folder(self.events, old, folder)
+            self.means.shelf.follow(name, folder.adapters)
         self.routes.rename({a: n for n, f in self.folders.items() for a in f.aliases})
         self._tick()
 
@@ -388,4 +388,5 @@ class Reconciler:
             return
         self.register.forget(model)
         self._timers.pop(model, None)
+        self.means.shelf.forget(model)
         self.observer.forgotten(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,7 @@ class Options:
                     start, no watcher
     load            names wanted at start in explicit mode; ("*",) is all
     watch           notify (inotify), poll, off
+    allowed_roots   folders beside the repository that adapters may be registered from
     memory_budget   device -> bytes the ledger may hand out; a device left out gets its own size
     """
 
@@ -37,6 +38,7 @@ class Options:
     crash_limit: int = 3
     max_queue: int = 1024
     cpu_fallback: bool = False
+    allowed_roots: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +90,34 @@ class DeviceReport:
     utilization: float | None = None  # 0..1
     power_w: float | None = None
     temperature_c: float | None = None
+
+
+AdapterState: TypeAlias = Literal["settling", "registered", "loading", "loaded", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterView:
+    """One adapter of a model, as it is now.
+
+    src        relative to the model's folder (or, from elsewhere, with that folder's name)
+    state      settling: its files are still being written; registered: known, and read when it is
+               first asked for; loading: a worker is being told; loaded: in memory; failed: see `error`
+    residence  nearest place to the model where it is: registered, host, device; "" where none runs
+    error      why it cannot be used; of a loaded one: what is wrong with its replacement
+    bytes      in host memory if it were there
+    """
+
+    name: str
+    src: str
+    state: AdapterState
+    residence: str = ""
+    origin: Literal["folder", "call"] = "folder"
+    preload: bool = False
+    pin: bool = False
+    rank: int = 0
+    bytes: int = 0
+    error: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    requests: int = 0
+    loads: int = 0
+    failures: int = 0

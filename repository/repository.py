@@ -12,14 +12,16 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict
 from functools import partial
-from typing import Any
 
-from repository.devices.inventory import Devices, budgets
+from repository.adapting.calls import AdapterCalls, check_adapter, with_adapters
+from repository.adapting.desk import Desk
+from repository.adapting.shelf import Shelf
+from repository.devices.inventory import Devices, budgets, reports
 from repository.dry_run import foresee
 from repository.errors import (
     DrainingError,
+    InvalidRequestError,
     ModelNotFoundError,
     RepositoryError,
     SupersededError,
@@ -29,6 +31,7 @@ from repository.folder.scan import Scanner
 from repository.folder.settle import Settler
 from repository.folder.stamps import restat
 from repository.folder.watch import Watcher
+from repository.generate import GenerateRequest
 from repository.hosts import snapshots
 from repository.hosts.choose import make_host
 from repository.hosts.zygotes import Zygotes
@@ -53,7 +56,7 @@ from repository.reports import (
     UnloadReport,
 )
 from repository.snapshot import ModelFolder, Snapshot
-from repository.spec import ModelSpec
+from repository.streaming import TokenStream
 
 __all__ = [
     "DeviceReport",
@@ -71,7 +74,7 @@ log = logging.getLogger("modeldepot.folder")
 SETTLES_AT_START = 3  # settle times; what is still being copied after them is left to the watcher
 
 
-class Repository:
+class Repository(AdapterCalls):
     """One repository of models. Everything happens on the event loop that entered `running`."""
 
     def __init__(
@@ -88,6 +91,7 @@ class Repository:
         self._looked = False  # what lay in the folder at the start has settled
         self._started = False
         self._seen = Snapshot()  # what was told last of the folder
+        self._desk = Desk(Shelf(self.events), self._of, options)
         self._models = Reconciler(
             self._means(),
             self._ledgers(),
@@ -120,10 +124,12 @@ class Repository:
                 zygotes=self._zygotes,
                 state_dir=self._state_dir,
                 cpu_fallback=options.cpu_fallback,
+                trust_code=options.trust_code,
             ),
             rehearse=rehearse,
-            unchanged=_unchanged,
+            unchanged=lambda spec: asyncio.to_thread(restat, spec),
             phase=self._observer.phase,
+            shelf=self._desk.shelf,
             load_timeout_s=options.load_timeout_s,
             drain_s=options.drain_s,
             stop_s=options.stop_s,
@@ -199,11 +205,30 @@ class Repository:
         """Call it between a lease's begin and end.
 
         Raises at once, before any device work: InvalidTensorError for a request that does not fit
-        the model, QueueFullError. The future fails with InferenceFailedError, WorkerDiedError.
+        the model, InvalidRequestError, AdapterNotFoundError and AdapterRefusedError for the adapters
+        that it names, QueueFullError. The future fails with InferenceFailedError, WorkerDiedError.
         """
         assert gen.signature is not None and gen.batcher is not None
         gen.signature.accept(request)
+        if gen.rows is not None or request.parameters or not gen.signature.inputs:
+            request = with_adapters(gen, request)
         return gen.batcher.submit(request)
+
+    def generate(self, gen: Generation, request: GenerateRequest) -> TokenStream:
+        """One sequence, as it is written. Call it between a lease's begin and end; close the stream
+        when nobody reads it any more.
+
+        Raises at once: InvalidRequestError where the model does not generate, QueueFullError. What
+        the model says of the request (AdapterNotFoundError, ...) the stream raises.
+        """
+        if gen.streams is None:
+            raise InvalidRequestError(
+                f"model '{gen.spec.model}' does not generate text; its backend is "
+                f"'{gen.spec.backend}'"
+            )
+        if request.adapter:
+            check_adapter(gen, request.adapter)
+        return gen.streams.open(request)
 
     def room(self, model: str, version: int | None, size: int) -> memoryview | None:
         """A place near where the model runs for a request's body of `size` bytes, given back when the
@@ -349,15 +374,8 @@ class Repository:
 
     def devices(self) -> list[DeviceReport]:
         """Budget and reservations beside what each device says of itself."""
-        infos = {info.device: info for info in self._devices.devices()}
-        reports = []
-        for device, ledger in self._models.ledgers.items():
-            told: dict[str, Any] = {"device": device, "name": device}
-            if device in infos:
-                told = asdict(infos[device])
-                del told["free"]  # what is free to us is the budget's business
-            reports.append(DeviceReport(budget=ledger.capacity, reserved=ledger.held, **told))
-        return reports
+        held = {d: (of.capacity, of.held) for d, of in self._models.ledgers.items()}
+        return reports(self._devices.devices(), held)
 
     @property
     def ready(self) -> bool:
@@ -378,16 +396,17 @@ class Repository:
     def _of(self, name: str) -> list[Generation]:
         return self._models.generations.get(name, [])
 
+    def _model_of(self, name: str) -> str:
+        model = self._models.routes.model(check_name(name))
+        self._known(model)
+        return model
+
 
 def _wishes(options: Options) -> Wishes:
     return Wishes(
         everything=options.mode != "explicit" or "*" in options.load,
         named=[check_name(name) for name in options.load if name != "*"],
     )
-
-
-async def _unchanged(spec: ModelSpec) -> bool:
-    return await asyncio.to_thread(restat, spec)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

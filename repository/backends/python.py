@@ -13,6 +13,15 @@
         def unload(self):                          # optional
             ...
 
+A class that takes adapters (those in adapters/, or registered by call) has two methods more, and may
+let `infer` know whose turn it is:
+
+        def add_adapter(self, name, path, options):    # a known name: in the place of the old one
+            self.scale[name] = ...                     # raising leaves all as it was
+        def remove_adapter(self, name): ...
+        def infer(self, inputs, adapters):             # a name per row, "" where there is none
+            ...
+
 One thread calls it, one request (or one batch) after the other. Input arrays are valid until
 `infer` returns and must not be written to. BYTES tensors are object arrays of bytes; str in an answer is
 encoded as UTF-8. BF16 tensors are their bits in uint16. With max_batch_size > 0 the first axis of
@@ -23,12 +32,7 @@ model alone.
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
-import sys
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -37,24 +41,18 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from repository.backends import agreement, registry
+from repository.adapters.orders import AdapterOrder, AdapterReport
+from repository.backends import agreement, registry, user_code
 from repository.backends.base import Order
+from repository.backends.python_adapters import PythonAdapters
 from repository.config import ModelConfig, TensorConfig
-from repository.errors import (
-    IncompleteFilesError,
-    InferenceFailedError,
-    InvalidTensorError,
-    LoadFailedError,
-)
+from repository.errors import InferenceFailedError, InvalidTensorError, LoadFailedError
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.tensors import DATATYPES, Array, Tensor, datatype_of
 
 NAME = "python"
 MODEL_FILE = "model.py"
 DEFAULT_CLASS = "Model"
-
-_numbers = itertools.count(1)
-_importing = threading.Lock()  # inline models share sys.path and sys.modules while they import
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +77,16 @@ class PythonBackend:
         self._inputs: dict[str, str] = {}
         self._outputs: dict[str, str] = {}
         self._batched = False
+        self._adapters: PythonAdapters | None = None
 
     def load(self, order: Order) -> Loaded:
         options = order.config.options
         registry.check_options(NAME, options)
         path = order.path / (order.model_file or MODEL_FILE)
-        if not path.is_file():
-            raise IncompleteFilesError(f"{path.name} is missing")
         private = bool(order.extra.get("shares_process", False))
-        self._module = module = _import(path, private=private)
+        self._module = module = user_code.load_file(path, private=private)
         name = registry.option(options, "class", str, DEFAULT_CLASS)
-        kind = getattr(module, name, None)
-        if not isinstance(kind, type):
-            raise LoadFailedError(
-                f"{path.name} has no class '{name}'; write one, or set options.class"
-            )
+        kind = user_code.class_of(module, name)
         if not callable(getattr(kind, "infer", None)):
             raise LoadFailedError(
                 f"class '{name}' in {path.name} has no method infer(self, inputs)"
@@ -108,17 +101,21 @@ class PythonBackend:
         self._inputs = {spec.name: spec.datatype for spec in inputs}
         self._outputs = {spec.name: spec.datatype for spec in outputs}
         self._batched = config.max_batch_size > 0
+        self._adapters = PythonAdapters(self._model)
         return Loaded(
             inputs=inputs,
             outputs=outputs,
             max_batch_size=config.max_batch_size,
             platform=registry.entry(NAME).platform,
             details={"class": name, "threads": order.threads},
+            abilities=("adapt",) if self._adapters.can else (),
         )
 
     def infer(self, request: InferRequest) -> InferResponse:
+        assert self._adapters is not None, "load comes first"
         inputs: dict[str, Array] = {}
-        for tensor in request.inputs:
+        given, more = self._adapters.take(request)
+        for tensor in given:
             wanted = self._inputs.get(tensor.name, "" if self._inputs else tensor.datatype)
             if tensor.datatype != wanted:
                 raise InvalidTensorError(
@@ -132,7 +129,7 @@ class PythonBackend:
                 raise InvalidTensorError(f"input '{tensor.name}': {error}") from error
             # Some of them are views that could not be written to: all models meet the same.
             array.flags.writeable = False
-        answer = self._model.infer(inputs)
+        answer = self._model.infer(inputs, **more)
         if not isinstance(answer, Mapping):
             raise InferenceFailedError(
                 f"infer() must return a dict of numpy arrays; it returned {_kind(answer)}"
@@ -143,7 +140,13 @@ class PythonBackend:
         )
         return InferResponse([self._tensor(name, answer, rows) for name in names])
 
+    def adapt(self, orders: Sequence[AdapterOrder]) -> list[AdapterReport]:
+        """As `abilities.Adapts`; only for a model that said so."""
+        assert self._adapters is not None, "load comes first"
+        return self._adapters.adapt(orders)
+
     def unload(self) -> None:
+        self._adapters = None
         model, self._model = self._model, None
         try:
             unload = getattr(model, "unload", None)
@@ -152,7 +155,7 @@ class PythonBackend:
         finally:
             module, self._module = self._module, None
             if module is not None:
-                _forget(module.__name__)
+                user_code.forget(module)
 
     def _tensor(self, name: str, answer: Mapping[Any, Any], rows: int | None) -> Tensor:
         if name not in answer:
@@ -228,63 +231,6 @@ def _declared(side: str, item: Any) -> TensorConfig:
             f"there are {', '.join(DATATYPES)}"
         )
     return made
-
-
-def _import(path: Path, *, private: bool) -> ModuleType:
-    """Runs the file as a module whose name nobody else has."""
-    name = f"modeldepot_model_{next(_numbers)}"
-    spec = importlib.util.spec_from_file_location(
-        name, path, submodule_search_locations=[str(path.parent)]
-    )
-    if spec is None or spec.loader is None:
-        raise LoadFailedError(f"'{path.name}' is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    with _own_folder_first(path.parent, private=private):
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            _forget(name)
-            raise
-    return module
-
-
-def _forget(name: str) -> None:
-    """The module, and what it imported from its folder relatively."""
-    for each in [n for n in sys.modules if n == name or n.startswith(f"{name}.")]:
-        del sys.modules[each]
-
-
-@contextmanager
-def _own_folder_first(folder: Path, *, private: bool) -> Iterator[None]:
-    """Files beside model.py can be imported by name.
-
-    In a worker it stays so. In a process with other models (`private`) only while model.py is
-    being imported, and what came from the folder is forgotten afterwards, or the next generation
-    would get the old one's modules.
-    """
-    if not private:
-        sys.path.insert(0, str(folder))
-        yield
-        return
-    with _importing:
-        before = set(sys.modules)
-        written = sys.dont_write_bytecode
-        sys.dont_write_bytecode = True
-        sys.path.insert(0, str(folder))
-        try:
-            yield
-        finally:
-            sys.path.remove(str(folder))
-            sys.dont_write_bytecode = written
-            for name in set(sys.modules) - before:
-                file = getattr(sys.modules[name], "__file__", None)
-                if file and Path(file).is_relative_to(folder) and not _is_ours(name):
-                    del sys.modules[name]
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith("modeldepot_model_")
 
 
 def _check_texts(name: str, array: Array) -> None:

@@ -8,12 +8,13 @@ what this program reserved is the ledger's business, not known here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 from repository.devices.nvml import Gpus
 from repository.devices.ram import Ram
 from repository.errors import ConfigError
+from repository.reports import DeviceReport
 from repository.sizes import parse_bytes
 
 CPU_SHARE, GPU_SHARE = 0.8, 0.9  # of a device's memory, where nobody sets a budget
@@ -78,6 +79,22 @@ class Devices:
 
     def close(self) -> None:
         self._gpus.close()
+
+
+def reports(
+    devices: Iterable[DeviceInfo], held: Mapping[str, tuple[int, int]]
+) -> list[DeviceReport]:
+    """What each device says of itself, beside our own: `held` is (budget, reserved) of each that
+    models may use. (What is free to us is the budget's business.)"""
+    infos = {info.device: info for info in devices}
+    found = []
+    for device, (budget, reserved) in held.items():
+        told: dict[str, Any] = {"device": device, "name": device}
+        if device in infos:
+            told = asdict(infos[device])
+            del told["free"]
+        found.append(DeviceReport(budget=budget, reserved=reserved, **told))
+    return found
 
 
 def default_budgets(devices: Iterable[DeviceInfo]) -> dict[str, int]:
