@@ -1,0 +1,104 @@
+"""One batch whose rows name LoRA adapters: as one run where their slots suffice, else as several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from repository.backends import torch_io
+from repository.backends.lora.adapters import LoraAdapters
+from repository.errors import InferenceFailedError, InvalidTensorError, NoAdapterSlotError
+
+Inputs = Mapping[str, torch.Tensor]
+
+
+def in_parts(
+    forward: Callable[[Inputs], Any],
+    inputs: Inputs,
+    adapters: Sequence[str],
+    lora: LoraAdapters,
+    *,
+    batched: bool,
+) -> Any:
+    """What `forward` returns; `adapters`: of each row ("": none). Not batched: one for all.
+
+    Raises AdapterNotFoundError, AdapterRefusedError, NoAdapterSlotError, InvalidTensorError.
+    """
+    for name in dict.fromkeys(adapters):
+        lora.check(name)
+    if not batched:
+        if len(set(adapters)) > 1:
+            raise InvalidTensorError(
+                f"the request names {len(set(adapters))} adapters; without batching "
+                "(max_batch_size 0) it may name one"
+            )
+        with _taken([adapters[0]], lora) as slots:
+            return _run(forward, inputs, [slots[adapters[0]]], lora)
+    left = list(range(len(adapters)))
+    done: list[tuple[list[int], Any]] = []
+    while left:
+        with _taken([adapters[row] for row in left], lora) as slots:
+            part = [row for row in left if adapters[row] in slots]
+            chosen = [slots[adapters[row]] for row in part]
+            if len(part) == len(adapters):
+                return _run(forward, inputs, chosen, lora)
+            some = torch.tensor(part)
+            few = {name: t.index_select(0, some.to(t.device)) for name, t in inputs.items()}
+            done.append((part, _run(forward, few, chosen, lora)))
+        left = [row for row in left if row not in set(part)]
+    return _joined(done, len(adapters))
+
+
+@contextmanager
+def _taken(names: Sequence[str], lora: LoraAdapters) -> Iterator[dict[str, int]]:
+    """Slots of as many of the adapters as there is room for (at least one), until the end of it."""
+    slots: dict[str, int] = {}
+    try:
+        for name in dict.fromkeys(names):
+            slot = lora.take(name)
+            if slot is not None:
+                slots[name] = slot
+        if not slots:
+            raise NoAdapterSlotError(f"no slot is free for adapter {names[0]}; ask again")
+        yield slots
+    finally:
+        for slot in slots.values():
+            lora.give(slot)
+
+
+def _run(
+    forward: Callable[[Inputs], Any], inputs: Inputs, slots: list[int], lora: LoraAdapters
+) -> Any:
+    lora.rows(slots)
+    with torch.inference_mode():
+        return forward(inputs)
+
+
+def _joined(parts: Sequence[tuple[list[int], Any]], rows: int) -> dict[str, torch.Tensor] | Any:
+    """The parts' answers as one: each row where it was."""
+    place = torch.tensor([row for part, _ in parts for row in part]).argsort()
+    _, first = parts[0]
+    if isinstance(first, torch.Tensor):
+        return _whole([answer for _, answer in parts], place, rows)
+    if isinstance(first, tuple | list) and not hasattr(first, "_fields"):
+        columns = zip(*(answer for _, answer in parts), strict=True)
+        return [_whole(list(column), place, rows) for column in columns]
+    answers = [torch_io.named(answer, ()) for _, answer in parts]
+    return {name: _whole([answer[name] for answer in answers], place, rows) for name in answers[0]}
+
+
+def _whole(values: Sequence[Any], place: torch.Tensor, rows: int) -> torch.Tensor:
+    if not all(isinstance(v, torch.Tensor) and v.dim() for v in values):
+        raise InferenceFailedError(
+            "the batch had to run in parts, one after the other, and forward() returned something "
+            "without a batch axis"
+        )
+    whole = torch.cat(list(values))
+    if whole.shape[0] != rows:
+        raise InferenceFailedError(
+            f"forward() returned {whole.shape[0]} rows for a batch of {rows}"
+        )
+    return whole.index_select(0, place.to(whole.device))
