@@ -28,7 +28,7 @@ from server import errors
 from server.auth import INFER, Gate, Key, scope_of
 from server.auth import Scope as Right
 from server.call import Door
-from server.faces import events, health, native, v2_health
+from server.faces import events, health, native, openai_embeddings, openai_text, v2_health
 from server.faces import models as model_face
 from server.faces.v2_infer import infer
 from server.limits import ASKED, MANAGEMENT_BODY, StrictRequest
@@ -105,6 +105,7 @@ class ModelDepot(Litestar):
         self.closing = asyncio.Event()  # set when the server begins to go; event streams end then
         self.door = door
         self._infer: ASGIApp = partial(infer, door=door)
+        self._openai = _openai(door, known)
         values = {"models": models, "closing": self.closing, **known}
         super().__init__(
             faces,
@@ -131,6 +132,8 @@ class ModelDepot(Litestar):
             path = scope["path"]
             if scope["method"] == "POST" and is_infer(path) and "//" not in path:
                 await self._infer(scope, receive, send)
+            elif path in self._openai:
+                await self._openai[path](scope, receive, _Answer(send, request_id_of(scope)))
             else:
                 await self._manage(scope, receive, send)
         elif kind == "lifespan":
@@ -148,6 +151,9 @@ class ModelDepot(Litestar):
             await self._infer(scope, receive, send)
             return
         answer = _Answer(send, request_id_of(scope))
+        if path in self._openai:
+            await self._openai[path](scope, receive, answer)
+            return
         began, who = time.perf_counter(), None
         try:
             who = self.gate.check(scope["headers"], scope_of(method, path))
@@ -159,6 +165,18 @@ class ModelDepot(Litestar):
             await super().__call__(scope, receive, answer)
         if method not in ("GET", "HEAD", "OPTIONS"):
             _note(scope, who, answer, time.perf_counter() - began)
+
+
+def _openai(door: Door, known: Mapping[str, Any]) -> dict[str, ASGIApp]:
+    """Raw routes too: they ask for the key themselves, and no audit log notes them."""
+    settings: Settings = known["settings"]
+    keepalive_s = settings.keepalive
+    found: dict[str, ASGIApp] = {
+        path: partial(openai_text.write, door=door, path=path, keepalive_s=keepalive_s)
+        for path in openai_text.KINDS
+    }
+    found["/v1/embeddings"] = partial(openai_embeddings.embed, door=door)
+    return found
 
 
 @asynccontextmanager

@@ -61,6 +61,9 @@ TABLE: tuple[_Row, ...] = (
     _Row(_READ, "/v1/models", Scope.INFERENCE),
     _Row(_READ, "/v1/models/", Scope.INFERENCE),
     _Row(_READ, "/v1/events", Scope.INFERENCE),
+    _Row(_WRITE, "/v1/completions", Scope.INFERENCE),
+    _Row(_WRITE, "/v1/chat/completions", Scope.INFERENCE),
+    _Row(_WRITE, "/v1/embeddings", Scope.INFERENCE),
 )
 INFER = ("/v2/models/", "/infer")
 

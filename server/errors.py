@@ -18,6 +18,7 @@ from litestar.exceptions import HTTPException
 from repository.errors import (
     CapacityError,
     ConflictError,
+    DependencyError,
     FailedError,
     NoRoomError,
     NotFoundError,
@@ -65,6 +66,7 @@ FAMILIES: dict[type[RepositoryError], int] = {
     NotFoundError: 404,
     RejectedError: 400,
     ConflictError: 409,
+    DependencyError: 424,
     CapacityError: 507,
     UnavailableError: 503,
     FailedError: 500,
@@ -83,6 +85,7 @@ TYPES: dict[int, str] = {
     409: "conflict_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
+    424: "failed_dependency_error",
     429: "rate_limit_error",
     431: "invalid_request_error",
     501: "unsupported_error",
@@ -164,13 +167,9 @@ def body_v2(text: str) -> bytes:
 
 
 def body_native(error: BaseException) -> dict[str, Any]:
-    """Both spellings that PolarGrid documents. A refusal for want of room brings its numbers."""
-    text = text_of(error) + _way_out(error)
-    inner: dict[str, Any] = {
-        "message": text,
-        "type": TYPES.get(status_of(error), "server_error"),
-        "code": code_of(error),
-    }
+    """Both spellings that PolarGrid documents; the first has OpenAI's four keys. A refusal for want
+    of room brings its numbers."""
+    inner = body_openai(error)["error"]
     if isinstance(error, NoRoomError):
         inner |= {
             "needed": error.needed,
@@ -179,7 +178,19 @@ def body_native(error: BaseException) -> dict[str, Any]:
             "residents": error.residents,
             "pinned": error.pinned,
         }
-    return {"error": inner, "detail": text}
+    return {"error": inner, "detail": inner["message"]}
+
+
+def body_openai(error: BaseException) -> dict[str, Any]:
+    """OpenAI's four keys. `param`: the field that is wrong, where one is."""
+    return {
+        "error": {
+            "message": text_of(error) + _way_out(error),
+            "type": TYPES.get(status_of(error), "server_error"),
+            "param": getattr(error, "param", None) or None,
+            "code": code_of(error),
+        }
+    }
 
 
 def _way_out(error: BaseException) -> str:

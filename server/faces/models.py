@@ -1,4 +1,5 @@
-"""GET /v1/models/{name}: all that is known of one model, for people and for tools that wait on it.
+"""GET /v1/models/{name}: all that is known of one model, for people and for tools that wait on it;
+with the fields that OpenAI's clients read. Of an adapter ("model:adapter"): those alone.
 
 Times are ISO 8601 in UTC, sizes bytes. No absolute path is shown.
 """
@@ -6,20 +7,25 @@ Times are ISO 8601 in UTC, sizes bytes. No absolute path is shown.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from litestar import Request, Router, get
 from litestar.di import NamedDependency
 
+from repository.errors import ModelNotFoundError
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.states import HOLDS_MEMORY, TERMINAL, State
 from repository.lifecycle.status import ModelStatus, text_of
+from repository.names import shown
+from repository.reports import AdapterView
 from repository.repository import Repository
 from repository.snapshot import ModelFolder, Problem
 from repository.spec import ModelSpec
+from server.codecs.openai_models import BETWEEN, ModelCard, cards_of, created_of
+from server.settings import Settings
 
 PREFIX = "/v1/models/"
 
@@ -83,7 +89,27 @@ class GenerationView(msgspec.Struct):
     story: list[StepView]
 
 
+class AdapterEntry(msgspec.Struct):
+    """`state`: settling, registered, loading, loaded, failed; `residence`: where it is nearest to the
+    model: registered (its files only), host, device; `origin`: folder or call."""
+
+    name: str
+    src: str
+    state: str
+    residence: str
+    origin: str
+    preload: bool
+    pin: bool
+    rank: int
+    bytes: int
+    error: str | None
+    options: dict[str, str]
+
+
 class ModelView(msgspec.Struct):
+    id: str
+    created: int
+    owned_by: str
     name: str
     state: str
     reloading: bool
@@ -96,25 +122,43 @@ class ModelView(msgspec.Struct):
     problems: list[ProblemView]
     memory: MemoryView
     config: dict[str, ValueView]
+    adapters: list[AdapterEntry]
     generations: list[GenerationView]
+    object: Literal["model"] = "model"
 
 
-@get("/v1/models/{name:path}", sync_to_thread=False)
-def show(
+@get("/v1/models/{name:path}")
+async def show(
     request: Request[Any, Any, Any],
     models: NamedDependency[Repository],
-) -> ModelView:
+    settings: NamedDependency[Settings],
+) -> ModelView | ModelCard:
     """The name may hold slashes (a nested model). An alias shows the model that it stands for.
 
     It is read from the address itself: as a Path, "a/." would be "a".
     """
-    return view_of(models.status(request.scope["path"].removeprefix(PREFIX)))
+    name, owner = request.scope["path"].removeprefix(PREFIX), settings.server_name
+    if BETWEEN not in name:
+        adapters = await models.adapters_now(models.status(name).name)
+        return view_of(models.status(name), owner, adapters)
+    model, _, adapter = name.partition(BETWEEN)
+    status = models.status(model)
+    id = f"{status.name}{BETWEEN}{adapter}"
+    for card in cards_of(status, models.adapters(status.name), owner):
+        if card.id == id:
+            return card
+    raise ModelNotFoundError(
+        f"the model '{status.name}' has no adapter '{shown(adapter)}' that can be used"
+    )
 
 
-def view_of(status: ModelStatus) -> ModelView:
+def view_of(status: ModelStatus, owner: str, adapters: Iterable[AdapterView] = ()) -> ModelView:
     folder = status.folder
     error = status.last_error
     return ModelView(
+        id=status.name,
+        created=created_of(status),
+        owned_by=owner,
         name=status.name,
         state=status.state,
         reloading=status.reloading,
@@ -129,7 +173,24 @@ def view_of(status: ModelStatus) -> ModelView:
         problems=[_problem(p) for p in folder.problems] if folder else [],
         memory=_memory(status),
         config=_config(_current(status)),
+        adapters=[_adapter(view) for view in adapters],
         generations=[_generation(g) for g in status.generations],
+    )
+
+
+def _adapter(view: AdapterView) -> AdapterEntry:
+    return AdapterEntry(
+        name=view.name,
+        src=view.src,
+        state=view.state,
+        residence=view.residence,
+        origin=view.origin,
+        preload=view.preload,
+        pin=view.pin,
+        rank=view.rank,
+        bytes=view.bytes,
+        error=view.error or None,
+        options=dict(view.options),
     )
 
 
@@ -188,7 +249,6 @@ def _source(sources: Mapping[str, str], key: str) -> str:
 
 
 def _generation(gen: Generation) -> GenerationView:
-    batcher = gen.batcher
     error = gen.error
     return GenerationView(
         serial=gen.serial,
@@ -200,8 +260,8 @@ def _generation(gen: Generation) -> GenerationView:
         born=iso(_born(gen)) or "",
         leases=gen.leases,
         served=gen.served,
-        queue_length=batcher.queue_length if batcher else 0,
-        in_flight=batcher.in_flight if batcher else 0,
+        queue_length=gen.work.waiting,
+        in_flight=gen.work.in_flight,
         error=None
         if error is None
         else ErrorView(

@@ -17,6 +17,7 @@ from litestar.params import JSONBody
 from repository.errors import InvalidRequestError
 from repository.lifecycle.status import ModelStatus, Public
 from repository.repository import Repository
+from server.codecs.openai_models import ModelCard, cards_of, word_of
 from server.settings import Settings
 
 Success = Literal["success"]
@@ -93,14 +94,6 @@ class StatusReply(msgspec.Struct):
     failed: dict[str, str]
 
 
-class ModelCard(msgspec.Struct):
-    id: str
-    created: int
-    owned_by: str
-    status: str
-    object: Literal["model"] = "model"
-
-
 class ModelList(msgspec.Struct):
     data: list[ModelCard]
     object: Literal["list"] = "list"
@@ -162,24 +155,15 @@ def status(models: NamedDependency[Repository], settings: NamedDependency[Settin
 
 @get("/", sync_to_thread=False)
 def index(models: NamedDependency[Repository], settings: NamedDependency[Settings]) -> ModelList:
-    """OpenAI's list: every model of the repository, loaded or not (`status` says which)."""
-    found = models.statuses()
+    """OpenAI's list: every model of the repository, loaded or not (`status` says which), each with
+    its adapters behind it."""
     owner = settings.server_name
-    return ModelList([ModelCard(s.name, _created(s), owner, word_of(s.state)) for s in found])
-
-
-def word_of(state: Public) -> str:
-    return Public.UNLOADED if state is Public.UNLOADING else state
+    found = [cards_of(s, models.adapters(s.name), owner) for s in models.statuses()]
+    return ModelList([card for cards in found for card in cards])
 
 
 def _why(status: ModelStatus) -> str:
     return status.last_error.message if status.last_error else ""
-
-
-def _created(status: ModelStatus) -> int:
-    """Seconds since 1970 of the folder's last change; 0 where it is not known."""
-    newest = status.folder.newest_ctime if status.folder else 0.0
-    return int(newest) if 0 < newest < float("inf") else 0
 
 
 HANDLERS: list[Any] = [load, unload, unload_all, status, index]

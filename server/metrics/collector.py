@@ -23,11 +23,14 @@ from prometheus_client.registry import Collector
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.states import HOLDS_MEMORY, TERMINAL, State
 from repository.lifecycle.status import PRECEDENCE, PUBLIC, ModelStatus, Public
+from repository.reports import AdapterView
 from repository.repository import DeviceReport, Repository
 from server.metrics import names
 from server.metrics.meter import UNKNOWN_MODEL
 from server.metrics.names import Family
 from server.metrics.tally import Buckets, Tallies, Tally
+
+ADAPTER_STATES = ("registered", "loading", "loaded", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,14 @@ class GenerationRow:
 @dataclass(frozen=True, slots=True)
 class ModelRow:
     """`versions`: each version that runs, or was tried last; else the one that could be loaded (0:
-    none). `workers`: device -> do they serve. `rows`: newest first."""
+    none). `workers`: device -> do they serve. `adapters`: by name. `rows`: newest first."""
 
     name: str
     state: Public
     changed_at: float | None
     versions: dict[int, Public]
     workers: dict[str, bool]
+    adapters: tuple[AdapterView, ...]
     rows: tuple[GenerationRow, ...]
 
 
@@ -75,7 +79,7 @@ def read(models: Repository, tallies: Tallies) -> Reading:
     statuses = models.statuses()
     known = {s.name: _known_versions(s) for s in statuses}
     return Reading(
-        models=tuple(_model(s) for s in statuses),
+        models=tuple(_model(s, models.adapters(s.name)) for s in statuses),
         devices=tuple(models.devices()),
         tallies=tallies.copied(known),
         ready=models.ready,
@@ -88,7 +92,7 @@ def _known_versions(status: ModelStatus) -> set[int]:
     return alive | set(status.folder.versions if status.folder else ())
 
 
-def _model(status: ModelStatus) -> ModelRow:
+def _model(status: ModelStatus, adapters: Iterable[AdapterView]) -> ModelRow:
     gens = status.generations
     rows = tuple(_generation(g) for g in gens if g.state not in TERMINAL)
     return ModelRow(
@@ -97,6 +101,7 @@ def _model(status: ModelStatus) -> ModelRow:
         status.changed_at,
         _versions(status),
         _workers(gens),
+        tuple(adapters),
         rows,
     )
 
@@ -126,7 +131,7 @@ def _workers(newest_first: Sequence[Generation]) -> dict[str, bool]:
 
 
 def _generation(gen: Generation) -> GenerationRow:
-    batcher = gen.batcher
+    work = gen.work
     return GenerationRow(
         gen.spec.version,
         gen.serial,
@@ -137,9 +142,9 @@ def _generation(gen: Generation) -> GenerationRow:
         gen.reserved,
         dict(gen.measured) if gen.state in HOLDS_MEMORY else {},
         gen.leases,
-        batcher.queue_length if batcher else 0,
-        batcher.executions if batcher else 0,
-        batcher.samples if batcher else 0,
+        work.waiting,
+        work.executions,
+        work.samples,
     )
 
 
@@ -222,6 +227,7 @@ def _put_model(sheet: Sheet, model: ModelRow) -> None:
         sheet.add(names.MODEL_CHANGED, model.changed_at, model.name)
     for device, up in model.workers.items():
         sheet.add(names.WORKER_UP, up, model.name, device)
+    _put_adapters(sheet, model)
     told: set[int] = set()
     for row in sorted(model.rows, key=lambda r: not r.ready):  # what serves is what people join on
         if row.version not in told:
@@ -229,6 +235,18 @@ def _put_model(sheet: Sheet, model: ModelRow) -> None:
             where = (row.backend, row.device, str(row.serial))
             sheet.add(names.MODEL_INFO, 1, model.name, str(row.version), *where)
         _put_generation(sheet, model.name, row)
+
+
+def _put_adapters(sheet: Sheet, model: ModelRow) -> None:
+    for at, view in enumerate(model.adapters):
+        one = at < names.MOST_ADAPTERS
+        labels = (model.name, view.name if one else names.OTHERS)
+        for word in ADAPTER_STATES:
+            sheet.add(names.ADAPTER_STATE, word == view.state, *labels, word)
+        sheet.add(names.ADAPTER_MEMORY, view.bytes, *labels)
+        sheet.add(names.ADAPTER_REQUESTS, view.requests, *labels)
+        sheet.add(names.ADAPTER_LOAD, view.loads, *labels, "success")
+        sheet.add(names.ADAPTER_LOAD, view.failures, *labels, "failure")
 
 
 def _put_generation(sheet: Sheet, model: str, row: GenerationRow) -> None:
@@ -251,6 +269,10 @@ def _put_tally(sheet: Sheet, model: str, version: int, tally: Tally) -> None:
         return
     sheet.add(names.EXECUTIONS, tally.executions, model, number)
     sheet.add(names.SAMPLES, tally.samples, model, number)
+    for kind, tokens in tally.tokens.items():
+        sheet.add(names.TOKENS, tokens, model, number, kind)
+    if tally.first is not None:
+        sheet.add_buckets(names.FIRST_TOKEN, tally.first, model, number)
     if not sum(tally.duration.counts):
         return
     sheet.add(names.PHASES, tally.queue_s, model, number, "queue")

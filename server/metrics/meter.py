@@ -16,7 +16,8 @@ UNKNOWN_MODEL = "_unknown"
 
 
 class InferMeter(Protocol):
-    """Every request ends in exactly one `done`; `begin` comes before it iff a lease was taken."""
+    """Every request ends in exactly one `done`; `begin` comes before it iff a lease was taken.
+    `wrote` may come before it, of one that held a lease."""
 
     def begin(self, model: str, version: int) -> None:
         """A request holds a lease on this model."""
@@ -41,5 +42,20 @@ class InferMeter(Protocol):
         queue_s      waiting for its batch; compute_s: inside the backend
         samples      rows of the batch axis (1 where the model does not batch); 0 if it did not run
         batch_size   of the whole batch that it was part of (0: it ran alone)
+        """
+        ...
+
+    def wrote(
+        self,
+        model: str,
+        version: int,
+        *,
+        prompt_tokens: int,
+        completion_tokens: int,
+        first_s: float | None = None,
+    ) -> None:
+        """Tokens that were read and written, those that nobody waited for included.
+
+        first_s   from the request to the first that it was told; None: it was told none
         """
         ...

@@ -15,6 +15,7 @@ PREFIX = "modeldepot_"
 DURATION_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5)
 QUEUE_S = (0.001, 0.01, 0.1)
 BATCH = (1.0, 4.0, 16.0)
+FIRST_TOKEN_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 LOAD_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 SCAN_S = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -125,8 +126,25 @@ PHASES = _counter("inference_phase_seconds", "Time spent, by phase.", "model", "
 BATCH_SIZE = _histogram(
     "inference_batch_size", "Size of the batch that a request was part of.", BATCH, "model"
 )
+TOKENS = _counter("tokens", "Read (prompt) and written.", "model", "version", "kind")
+FIRST_TOKEN = _histogram(
+    "first_token_seconds", "From a request for a text to its first token.", FIRST_TOKEN_S,
+    "model", "version",
+)  # fmt: skip
 QUEUE_LENGTH = _gauge("inference_queue_length", "Requests that wait.", "model", "version")
 IN_FLIGHT = _gauge("inference_in_flight", "Requests inside, waiting included.", "model", "version")
+
+# adapters; at most MOST_ADAPTERS of a model have series of their own, the others are OTHERS together
+MOST_ADAPTERS = 100
+OTHERS = "_other"
+ADAPTER_STATE = _gauge(
+    "adapter_state", "1 for the state it is in (of _other: how many).", "model", "adapter", "state"
+)
+ADAPTER_MEMORY = _gauge("adapter_memory_bytes", "Of its tensors, once.", "model", "adapter")
+ADAPTER_REQUESTS = _counter("adapter_requests", "Requests that named it.", "model", "adapter")
+ADAPTER_LOAD = _counter(
+    "adapter_load", "Times that workers took it, or would not.", "model", "adapter", "outcome"
+)
 
 # workers
 WORKER_UP = _gauge("worker_up", "1 while its workers serve, 0 when it failed.", "model", "device")

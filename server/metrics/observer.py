@@ -137,7 +137,7 @@ class MetricsObserver(Observer):
     def _generation_ended(self, gen: Generation) -> None:
         key = gen.spec.key
         if gen.batcher is not None:
-            self._tallies.ran(*key, gen.batcher.executions, gen.batcher.samples)
+            self._tallies.ran(*key, gen.work.executions, gen.work.samples)
         if gen.ready_at is not None and gen.retire_asked.is_set():
             outcome = "success" if gen.error is None else "failure"
             self._unloads.of(key.model, unload_trigger(gen.retire_why), outcome).inc()

@@ -51,10 +51,12 @@ class Ended(NamedTuple):
 
 class Tally:
     """One version of one model. `executions` and `samples` are those of generations that have
-    ended; a living one counts its own. `queue` and `batch` stay None until the model batches."""
+    ended; a living one counts its own. `queue` and `batch` stay None until the model batches, `first`
+    until it writes a text; `tokens`: by kind."""
 
     __slots__ = (
-        "batch", "compute_s", "duration", "executions", "queue", "queue_s", "requests", "samples"
+        "batch", "compute_s", "duration", "executions", "first", "queue", "queue_s", "requests",
+        "samples", "tokens",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -62,6 +64,8 @@ class Tally:
         self.duration = Buckets(names.DURATION_S)
         self.queue: Buckets | None = None
         self.batch: Buckets | None = None
+        self.first: Buckets | None = None
+        self.tokens: dict[str, int] = {}
         self.queue_s = 0.0
         self.compute_s = 0.0
         self.executions = 0
@@ -73,6 +77,8 @@ class Tally:
         twin.duration = self.duration.copy()
         twin.queue = self.queue.copy() if self.queue else None
         twin.batch = self.batch.copy() if self.batch else None
+        twin.first = self.first.copy() if self.first else None
+        twin.tokens = self.tokens.copy()
         twin.queue_s, twin.compute_s = self.queue_s, self.compute_s
         twin.executions, twin.samples = self.executions, self.samples
         return twin
@@ -114,6 +120,24 @@ class Tallies:
                 tally.queue, tally.batch = Buckets(names.QUEUE_S), Buckets(names.BATCH)
             tally.queue.observe(queue_s)
             tally.batch.observe(batch_size)
+
+    def wrote(
+        self,
+        model: str,
+        version: int,
+        *,
+        prompt_tokens: int,
+        completion_tokens: int,
+        first_s: float | None = None,
+    ) -> None:
+        tally = self.of(model, version)
+        for kind, count in (("prompt", prompt_tokens), ("completion", completion_tokens)):
+            if count:
+                tally.tokens[kind] = tally.tokens.get(kind, 0) + count
+        if first_s is not None:
+            if tally.first is None:
+                tally.first = Buckets(names.FIRST_TOKEN_S)
+            tally.first.observe(first_s)
 
     def of(self, model: str, version: int) -> Tally:
         if model != UNKNOWN_MODEL and not self.knows(model):

@@ -13,6 +13,7 @@ from repository.errors import (
 )
 from repository.lifecycle.generation import Generation, Trigger
 from repository.lifecycle.states import Event, State
+from repository.reports import AdapterView
 from repository.repository import DeviceReport
 from server.metrics import names
 from server.metrics.http import Metrics
@@ -64,7 +65,9 @@ def walk(gen: Generation, *events: Event) -> None:
 
 
 def batcher(executions: int, samples: int, waiting: int = 0) -> Any:
-    return SimpleNamespace(executions=executions, samples=samples, queue_length=waiting)
+    return SimpleNamespace(
+        executions=executions, samples=samples, queue_length=waiting, in_flight=0
+    )
 
 
 RISE = (Event.ADMIT, Event.LOADED, Event.WARMED)
@@ -78,6 +81,7 @@ def fill(shown: Shown) -> None:
     walk(good, *RISE)
     good.device, good.measured, good.batcher = "cuda:0", {"weights": 5}, batcher(1, 1)
     shown.served(good, queue_s=0.001, compute_s=0.002, batch_size=2)
+    shown.metrics.meter.wrote("m", 1, prompt_tokens=3, completion_tokens=2, first_s=0.02)
     old = shown.watched(newborn(spec("m"), 2, trigger=Trigger.RESTART))
     walk(old, *RISE)
     old.retire("replaced by #1")
@@ -93,6 +97,7 @@ def fill(shown: Shown) -> None:
     observer.illegal_move(good)
     shown.metrics.auth_failed("admin")
     shown.metrics.shed("queue_full")
+    shown.models.of_models["m"] = [AdapterView("a", "adapters/a", "loaded")]
     shown.models.reports = [
         DeviceReport("cpu", "host", 2 * gib, gib),
         DeviceReport("cuda:0", "H", 3 * gib, gib, 4 * gib, 2 * gib, "GPU-1", 0.5, 300.0, 40.0),

@@ -26,7 +26,14 @@ from repository.lifecycle.states import TERMINAL, Event, State
 from repository.lifecycle.status import ModelStatus, Public, describe
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.names import check_name
-from repository.reports import DeviceReport, DryRun, LoadReport, UnloadAllReport, UnloadReport
+from repository.reports import (
+    AdapterView,
+    DeviceReport,
+    DryRun,
+    LoadReport,
+    UnloadAllReport,
+    UnloadReport,
+)
 from repository.repository import Repository
 from repository.snapshot import ModelFolder
 from repository.spec import ModelSpec
@@ -75,6 +82,7 @@ class FakeRepository(Repository):
         self.is_ready = True
         self.is_draining = False
         self.entered = self.left = 0
+        self.of_models: dict[str, list[AdapterView]] = {}  # model -> its adapters
         self._serial = 0
 
     # by the test --------------------------------------------------------------------------------
@@ -247,6 +255,12 @@ class FakeRepository(Repository):
     @property
     def unwell(self) -> bool:
         return any(s.wanted and s.state is Public.FAILED for s in self.statuses())
+
+    def adapters(self, model: str) -> list[AdapterView]:
+        return self.of_models.get(self._folder(model).name, [])
+
+    async def adapters_now(self, model: str) -> list[AdapterView]:
+        return self.adapters(model)
 
     def devices(self) -> list[DeviceReport]:
         held = sum(g.reserved for gens in self.generations.values() for g in gens)

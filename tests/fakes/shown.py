@@ -8,6 +8,7 @@ from pathlib import Path
 from repository.errors import ModelNotFoundError
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.status import ModelStatus, describe
+from repository.reports import AdapterView
 from repository.repository import DeviceReport, Repository
 from repository.snapshot import ModelFolder
 
@@ -17,6 +18,7 @@ class ShownRepository(Repository):
         self.root = Path("models")
         self.generations: dict[str, list[Generation]] = {}
         self.folders: dict[str, ModelFolder] = {}
+        self.of_models: dict[str, list[AdapterView]] = {}  # model -> its adapters
         self.reports: list[DeviceReport] = []
         self.is_ready = True
 
@@ -42,6 +44,9 @@ class ShownRepository(Repository):
 
     def statuses(self) -> list[ModelStatus]:
         return [self.status(name) for name in self.names()]
+
+    def adapters(self, model: str) -> list[AdapterView]:
+        return self.of_models.get(model, [])
 
     def devices(self) -> list[DeviceReport]:
         return self.reports

@@ -18,7 +18,12 @@ from tests.fakes.serving import serving
 
 KEYS = {"inference": "key-i", "admin": "key-a", "metrics": "key-m"}
 OPEN = {"/health", "/v2/health/live", "/v2/health/ready"}
-INFER = ("POST", "/v2/models/a/infer")
+RAW = (  # routes that Litestar does not know
+    ("POST", "/v2/models/a/infer"),
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/embeddings"),
+)
 
 
 @pytest.fixture
@@ -39,13 +44,12 @@ def depot() -> FakeRepository:
 
 
 def registered(app: ModelDepot) -> Iterator[tuple[str, str]]:
-    """Every method and path, path parameters filled in; and the raw route, which Litestar does not
-    know."""
+    """Every method and path, path parameters filled in."""
     for route in app.routes:
         path = "/".join("a" if part.startswith("{") else part for part in route.path.split("/"))
         for method in sorted(getattr(route, "methods", ())):
             yield method, path
-    yield INFER
+    yield from RAW
 
 
 ROUTES = sorted(set(registered(build_app(depot(), Settings()))))

@@ -133,6 +133,7 @@ def test_the_native_body_has_both_spellings():
         "error": {
             "message": "no model 'm'",
             "type": "not_found_error",
+            "param": None,
             "code": "model_not_found",
         },
         "detail": "no model 'm'",
