@@ -2,7 +2,7 @@
 
     python examples/train_writer.py
 
-A language model of a fifth of a million numbers, with a tokenizer of its own: it knows the answers below
+A language model of 150,000 numbers, with a tokenizer of its own: it knows the answers below
 by heart and nothing else. It is there to be served, streamed and adapted, not to be clever. The adapter
 is LoRA, trained and saved by PEFT: the same questions, other answers. Needs torch, transformers and
 peft, which the development install brings; nothing is downloaded.

@@ -19,6 +19,8 @@ Model Depot is ready. In another terminal, from this folder:
   curl -s {url}/v1/models/status
   curl -s {url}/v2/models/digits/infer -d @examples/digit.json
   curl -s {url}/v2/models/shout/infer -d @examples/text.json
+  curl -s {url}/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{{"model": "writer", "messages": [{{"role": "user", "content": "Who are you?"}}]}}'
 
 Drop another model into the repository; it is served about a second later:
 

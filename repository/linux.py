@@ -87,12 +87,14 @@ def started_at(pid: int) -> int | None:
 
 
 def resident() -> dict[str, int]:
-    """Memory of this process in bytes, shared pages counted in proportion: {"host": PSS}."""
+    """Memory in bytes that would come back if this process ended: {"host": pages of its own}. What
+    it shares with the process that it was forked from, or with others of its model, is not counted."""
+    total = 0
     with open("/proc/self/smaps_rollup", "rb") as file:
         for line in file:
-            if line.startswith(b"Pss:"):
-                return {"host": int(line.split()[1]) * 1024}
-    return {}
+            if line.startswith(b"Private_"):
+                total += int(line.split()[1]) * 1024
+    return {"host": total}
 
 
 def how_it_ended(status: int) -> str:
