@@ -20,7 +20,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     temperature         0: the likeliest (greedy); else >= 0
     top_k               0: all; top_p in (0, 1]; min_p in [0, 1), relative to the likeliest
-    repetition_penalty  > 0, over prompt and answer, as Hugging Face has it
+    repetition_penalty  0.01 to 100, over prompt and answer, as Hugging Face has it
     presence_penalty, frequency_penalty   over the answer alone, as OpenAI has them
     seed                None: another answer each time
     logit_bias          token id -> added to its logit

@@ -155,7 +155,7 @@ def open_for_requests(gen: Generation, host: Host, loaded: Loaded, means: Means)
     gen.batcher = Batcher(host, loaded, gen.spec.config, max_queue=means.max_queue)
     if gen.fitting is not None:
         gen.fitting.begin()
-        gen.rows = RowAdapters(gen.fitting)
+        gen.rows = RowAdapters(gen.fitting, whole=loaded.max_batch_size == 0)
     if "generate" in loaded.abilities:
         gen.streams = Streams(host, loaded, gen.spec.config, max_queue=means.max_queue)
 

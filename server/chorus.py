@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 
 from litestar.types import Receive
 
-from repository.errors import WorkerDiedError
+from repository.errors import RepositoryError, WorkerDiedError
 from repository.generate import Ended, Piece
 from repository.streaming import TokenStream
 from server.intake import ClientGoneError
@@ -35,15 +35,22 @@ class Said(NamedTuple):
 
 class Chorus:
     """`async with`; then `take` until `singing` is 0. `patience_s`: how long `take` waits in silence.
+    `names`: what an error says in front of its text, for each stream.
 
     The body of the request must have been read: what `receive` tells next is that the client left.
     """
 
     def __init__(
-        self, streams: Sequence[TokenStream], receive: Receive, *, patience_s: float
+        self,
+        streams: Sequence[TokenStream],
+        receive: Receive,
+        *,
+        patience_s: float,
+        names: Sequence[str] = (),
     ) -> None:
         self.singing = len(streams)
         self._streams = streams
+        self._names = names
         self._receive = receive
         self._patience_s = patience_s
         self._said: list[Said] = []
@@ -121,6 +128,8 @@ class Chorus:
                 raise WorkerDiedError("the text was broken off before its end; ask again")
             self._tell(index, ended)
         except Exception as error:  # noqa: BLE001 - it is raised where it is heard
+            if self._names and isinstance(error, RepositoryError):
+                error.args = (f"{self._names[index]}: {error}",)  # its own: a copy, or made here
             self._error = self._error or error
             self._wake()
 

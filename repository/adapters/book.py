@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from repository.adapters.orders import AdapterOrder
 from repository.adapters.sources import AdapterSource
 from repository.errors import AdapterNotFoundError, AdapterRefusedError, ConflictError
+from repository.names import shown
 
 Origin: TypeAlias = Literal["folder", "call"]
 Key: TypeAlias = tuple[object, ...]
@@ -230,7 +231,7 @@ class AdapterBook:
 
 
 def not_registered(name: str) -> AdapterNotFoundError:
-    return AdapterNotFoundError(f"The adapter {name} has not been registered")
+    return AdapterNotFoundError(f"The adapter {shown(name, 200)} has not been registered")
 
 
 def _check_pin(preload: bool, pin: bool) -> None:

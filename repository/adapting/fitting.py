@@ -11,6 +11,8 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 
+from msgspec.structs import replace
+
 from repository.adapters.book import AdapterBook, Entry, Key, not_registered
 from repository.adapters.orders import AdapterOrder, AdapterReport
 from repository.adapting.counts import Counts
@@ -147,12 +149,16 @@ class Fitting:
         """Asks the host where each is now. After `limit_s`, or if it has died: as it was."""
         if self._closed or not self._known:
             return
+        before = dict(self.where)
         try:
             async with asyncio.timeout(limit_s):
                 reports = await self._host.adapt([])
         except (TimeoutError, RepositoryError):
             return
-        self.where.update({r.name: r for r in reports if r.name in self._known})
+        told = {report.name: report for report in reports}
+        for name, last in before.items():
+            if self.where.get(name) is last:  # nothing newer was said of it meanwhile
+                self.where[name] = told.get(name) or replace(last, residence="registered")
 
     def close(self) -> None:
         """The host is going: nothing is said to it any more."""

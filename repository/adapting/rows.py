@@ -25,6 +25,8 @@ from repository.tensors import LENGTH, Tensor
 
 REMEMBERED = 256  # forms of one generation
 MOST_ROWS = 1 << 20
+# Of the names of one request. An empty tensor costs its client nothing, whatever rows it has.
+MOST_BYTES, REMEMBERED_BYTES = 16 << 20, 64 << 10
 ONE, EACH = "adapter", "adapters"
 
 
@@ -40,10 +42,11 @@ class _Told:
 
 
 class RowAdapters:
-    """Of one generation that can adapt."""
+    """Of one generation that can adapt. `whole`: it takes requests one by one, without a batch axis."""
 
-    def __init__(self, fitting: Fitting) -> None:
+    def __init__(self, fitting: Fitting, *, whole: bool = False) -> None:
         self._fitting = fitting
+        self._whole = whole
         self._told: dict[Form, _Told] = {}
 
     def name(self, request: InferRequest) -> InferRequest:
@@ -58,7 +61,7 @@ class RowAdapters:
         told = self._told.get(form) if form is not None else None
         if told is None:
             told = self._conclude(request)
-            if form is not None:
+            if form is not None and len(told.tensor.data) <= REMEMBERED_BYTES:
                 if len(self._told) >= REMEMBERED:
                     self._told.clear()
                 self._told[form] = told
@@ -76,14 +79,15 @@ class RowAdapters:
 
     def _conclude(self, request: InferRequest) -> _Told:
         rows = _rows(request)
-        each = named(request.parameters, rows)
-        raw = [name.encode() for name in each]
-        data = b"".join([part for name in raw for part in (LENGTH.pack(len(name)), name)])
+        each = named(request.parameters, rows, whole=self._whole)
+        names = tuple(dict.fromkeys(name for name in each if name))
+        for name in names:  # before they are written once a row
+            self._fitting.check(name)
+        data = _written(each)
         tensor = Tensor(ROW_ADAPTERS, "BYTES", (rows,), data)
         rest = {k: v for k, v in request.parameters.items() if k not in (ONE, EACH)}
         blanks = request.form.blanks if request.form is not None else ()
         blank = Blank(ROW_ADAPTERS, "BYTES", (rows,), len(data))
-        names = tuple(dict.fromkeys(name for name in each if name))
         return _Told(names, tensor, Form([*blanks, blank], request.outputs, rest))
 
 
@@ -91,15 +95,31 @@ def _rows(request: InferRequest) -> int:
     """Of the first axis, which all inputs share; 1 where they do not."""
     axes = {tensor.shape[:1] for tensor in request.inputs}
     rows = next(iter(axes))[0] if len(axes) == 1 and () not in axes else 1
-    if rows > MOST_ROWS:  # an empty tensor may have any number
+    if rows > MOST_ROWS:
         raise InvalidRequestError(
             f"a request of {rows} rows is too large for a model with adapters; at most {MOST_ROWS}"
         )
     return rows
 
 
-def named(parameters: Mapping[str, Any], rows: int) -> Sequence[str]:
-    """The adapter of each row. Raises InvalidRequestError."""
+def _written(each: Sequence[str]) -> bytes:
+    """The names as BYTES. Raises InvalidRequestError."""
+    sizes = {name: LENGTH.size + len(name.encode()) for name in dict.fromkeys(each)}
+    largest = max(sizes.values(), default=0) * len(each)
+    if largest > MOST_BYTES and sum(sizes[name] for name in each) > MOST_BYTES:
+        raise InvalidRequestError(
+            f"the names of the adapters of {len(each)} rows are more than {MOST_BYTES} bytes: send "
+            "fewer rows at once"
+        )
+    parts = {name: LENGTH.pack(size - LENGTH.size) + name.encode() for name, size in sizes.items()}
+    if len(parts) == 1:
+        return parts[each[0]] * len(each)
+    return b"".join([parts[name] for name in each])
+
+
+def named(parameters: Mapping[str, Any], rows: int, *, whole: bool = False) -> Sequence[str]:
+    """The adapter of each row. `whole`: the model takes requests one by one, so that a list of one
+    name speaks for all of it. Raises InvalidRequestError."""
     one, each = parameters.get(ONE), parameters.get(EACH)
     if one is not None and each is not None:
         raise InvalidRequestError(
@@ -118,6 +138,8 @@ def named(parameters: Mapping[str, Any], rows: int) -> Sequence[str]:
     if one is not None or not isinstance(said, list) or not all(isinstance(n, str) for n in said):
         what = f"'{ONE}' must be a name" if each is None else f"'{EACH}' must be a list of names"
         raise InvalidRequestError(f"parameter {what}")
+    if len(said) == 1 and whole:
+        return said * rows
     if len(said) != rows:
         raise InvalidRequestError(
             f"'{EACH}' has {len(said)} names for {rows} rows; give one per row, or one for all"

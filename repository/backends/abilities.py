@@ -50,5 +50,5 @@ class Adapts(Backend, Protocol):
 
     def adapt(self, orders: Sequence[AdapterOrder]) -> list[AdapterReport]:
         """One report for each order, in their order. Never raises for what one of them is. With no
-        orders: where each adapter is now."""
+        orders: where each adapter is now; those that are in no memory may be left out."""
         ...

@@ -28,7 +28,9 @@ import torch
 from repository.errors import IncompleteFilesError, UntrustedCodeError
 
 MAX_JSON = 256 << 20  # bytes
-PLAIN = re.compile(r"[^\"'`()\\;={}\n\r\0]*")
+# Names become Python, word for word. Without brackets, blanks and quotes it is a variable at worst:
+# `for torch.a in torch.os.system,: b` needs no bracket, and makes of any sum a call.
+PLAIN = re.compile(r"[^\s\"'`()\[\]\\;={}\0]*")
 KNOWN = re.compile(
     r"models/[^/]+\.json|data/(weights|constants|sample_inputs)/[^/]+|extra/.*"
     r"|archive_(format|version)|byteorder|\.data/(version|serialization_id)|version|\.format_version"
@@ -60,6 +62,10 @@ FUNCTIONS = {
 }  # fmt: skip
 QUESTIONS = {"size", "stride", "storage_offset", "dim", "numel"}  # to a tensor, in a guard
 WORD = re.compile(r"[A-Za-z_]\w*")
+# Where a node came from: told to people, never run.
+METADATA = frozenset(
+    {"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "custom", "from_node"}
+)
 ARITHMETIC = (
     ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.BinOp, ast.UnaryOp,
     ast.BoolOp, ast.Compare, ast.Tuple, ast.operator, ast.unaryop, ast.boolop, ast.cmpop,
@@ -92,6 +98,11 @@ def check(reader: Reader, file: str) -> None:
             f"{file} holds compiled code ('{member}'): an AOTInductor package needs trust_code; "
             "export the model without compiling it, or start the server with --trust-code"
         )
+    if len({name.lower() for name in names}) < len(names):
+        raise UntrustedCodeError(
+            f"{file} has two members of one name, of which nobody knows which one is read: export the "
+            "model again, or start the server with --trust-code"
+        )
     for name in names:
         try:
             _check_member(reader, name)
@@ -105,11 +116,12 @@ def check(reader: Reader, file: str) -> None:
 def _check_member(reader: Reader, name: str) -> None:
     if not KNOWN.fullmatch(name):
         raise _Suspicion("is of a kind that an exported program does not have")
-    if name.startswith("models/"):
+    kind = name.lower()  # torch's reader finds members whatever the case of their letters
+    if kind.startswith("models/"):
         _check_program(_json(reader, name))
-    elif name.startswith(("data/weights/", "data/constants/")) and name.endswith("_config.json"):
+    elif kind.startswith(("data/weights/", "data/constants/")) and kind.endswith("_config.json"):
         _check_payloads(reader, name)
-    elif name.startswith("data/") and name.endswith((".pt", ".pkl", ".pickle")):
+    elif kind.startswith("data/") and kind.endswith((".pt", ".pkl", ".pickle")):
         _check_pickle(reader, name)
 
 
@@ -193,14 +205,36 @@ def _check_structure(said: Any) -> None:
     _check_structure_node(spec)
 
 
+def _check_inputs(said: Any) -> None:
+    """The keys of keyword arguments become parameters."""
+    _check_structure(said)
+    _walk_contexts(json.loads(said)[1])
+
+
+def _walk_contexts(node: Any) -> None:
+    context = node.get("context")
+    _walk(json.loads(context) if isinstance(context, str) else context)
+    for child in node.get("children_spec") or ():
+        _walk_contexts(child)
+
+
 def _check_structure_node(node: Any) -> None:
     kind = node.get("type") if isinstance(node, dict) else "?"
     if kind not in STRUCTURES:
         raise _Suspicion(f"has a structure of type '{str(kind)[:60]}'")
-    if "__enum__" in str(node.get("context")):
-        raise _Suspicion("imports an enumeration")
+    _check_context(node.get("context"))
     for child in node.get("children_spec") or ():
         _check_structure_node(child)
+
+
+def _check_context(said: Any) -> None:
+    """Keys of a dict, as JSON inside the JSON."""
+    try:
+        keys = json.loads(said) if isinstance(said, str) else said
+    except ValueError as error:
+        raise _Suspicion("has a structure of inputs or outputs that is none") from error
+    if "__enum__" in json.dumps(keys):  # not in `said`, which may write its letters as \\u005f
+        raise _Suspicion("imports an enumeration")
 
 
 def _check_size(said: Any) -> None:
@@ -252,19 +286,32 @@ def _check_node(node: ast.AST, said: Any, *, texts: bool) -> None:
         raise _Suspicion(f"has a size '{str(said)[:40]}' that is more than arithmetic")
 
 
+def _check_text(said: Any) -> None:
+    """What an operator is given: it is quoted in the code."""
+    if not isinstance(said, str) and not (
+        isinstance(said, list) and all(isinstance(each, str) for each in said)
+    ):
+        _walk(said)
+
+
 def _refuse_object(said: Any) -> None:
     raise _Suspicion("holds a custom object")
 
 
-def _pass(said: Any) -> None:
-    """Where the model came from: told to people, never run."""
+def _check_metadata(said: Any) -> None:
+    """What else has that name, a tensor of the graph for example, is looked at like anything."""
+    if isinstance(said, dict):
+        said = {k: v for k, v in said.items() if k not in METADATA or not isinstance(v, str)}
+    _walk(said)
 
 
 JUDGES: dict[str, Callable[[Any], None]] = {
-    "metadata": _pass,
+    "metadata": _check_metadata,
     "target": _check_operator,
     "as_operator": _check_operator,
-    "in_spec": _check_structure,
+    "as_string": _check_text,
+    "as_strings": _check_text,
+    "in_spec": _check_inputs,
     "out_spec": _check_structure,
     "expr_str": _check_size,
     "guards_code": _check_guards,

@@ -17,7 +17,8 @@ parameters in order. Outputs are named by the mapping that it returns, else by t
 else "output" or "output_0" ... It is called in inference mode and eval(), by one thread. Inputs are
 valid until it returns and must not be written to. With max_batch_size > 0 the first axis of every
 input and output is the batch. `model_file` may name other weights (.safetensors) or other code (.py).
-LoRA adapters may change its Linear layers, each row of a batch by one of its own.
+LoRA adapters may change its Linear layers, each row of a batch by one of its own; layers that are
+given [rows, ..., in] do that for all adapters of a batch at once, others for one after the other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""One batch whose rows name LoRA adapters: as one run where their slots suffice, else as several."""
+"""One batch whose rows name LoRA adapters: as one run where their slots suffice, and where it is plain
+which row is which in what its layers are given; else as several.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import torch
 
 from repository.backends import torch_io
 from repository.backends.lora.adapters import LoraAdapters
+from repository.backends.lora.slots import RowsUnclearError
 from repository.errors import InferenceFailedError, InvalidTensorError, NoAdapterSlotError
 
 Inputs = Mapping[str, torch.Tensor]
@@ -39,17 +42,29 @@ def in_parts(
             return _run(forward, inputs, [slots[adapters[0]]], lora)
     left = list(range(len(adapters)))
     done: list[tuple[list[int], Any]] = []
+    mixed = True
     while left:
-        with _taken([adapters[row] for row in left], lora) as slots:
-            part = [row for row in left if adapters[row] in slots]
+        wanted = left if mixed else [row for row in left if adapters[row] == adapters[left[0]]]
+        with _taken([adapters[row] for row in wanted], lora) as slots:
+            part = [row for row in wanted if adapters[row] in slots]
             chosen = [slots[adapters[row]] for row in part]
-            if len(part) == len(adapters):
-                return _run(forward, inputs, chosen, lora)
-            some = torch.tensor(part)
-            few = {name: t.index_select(0, some.to(t.device)) for name, t in inputs.items()}
-            done.append((part, _run(forward, few, chosen, lora)))
+            try:
+                answer = _run(forward, _some(inputs, part, len(adapters)), chosen, lora)
+            except RowsUnclearError:
+                mixed = False
+                continue
+        if len(part) == len(adapters):
+            return answer
+        done.append((part, answer))
         left = [row for row in left if row not in set(part)]
     return _joined(done, len(adapters))
+
+
+def _some(inputs: Inputs, part: Sequence[int], rows: int) -> Inputs:
+    if len(part) == rows:
+        return inputs
+    some = torch.tensor(part)
+    return {name: t.index_select(0, some.to(t.device)) for name, t in inputs.items()}
 
 
 @contextmanager
@@ -72,7 +87,7 @@ def _taken(names: Sequence[str], lora: LoraAdapters) -> Iterator[dict[str, int]]
 def _run(
     forward: Callable[[Inputs], Any], inputs: Inputs, slots: list[int], lora: LoraAdapters
 ) -> Any:
-    lora.rows(slots)
+    lora.rows(slots, rows_first=False)
     with torch.inference_mode():
         return forward(inputs)
 

@@ -16,8 +16,9 @@ import msgspec
 
 from repository.errors import IncompleteFilesError
 
-MAX_HEADER = 100_000_000  # bytes of JSON; the limit of the safetensors library
+MAX_HEADER = 16 << 20  # bytes of JSON, a hundred thousand tensors: the front must not stand still
 MAX_AXES = 64
+MAX_NUMBERS = 1 << 62  # of a tensor without its axes of size 0: more is no shape to any library
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
@@ -93,5 +94,7 @@ def _entries(raw: bytes) -> dict[str, Entry]:
 def _fits(entry: Entry, length: int) -> bool:
     bits = BITS.get(entry.dtype)  # a datatype of the future is the worker's to judge
     if any(size < 0 for size in entry.shape) or len(entry.shape) > MAX_AXES:
+        return False
+    if math.prod(size for size in entry.shape if size) > MAX_NUMBERS:
         return False
     return bits is None or math.prod(entry.shape) * bits == length * 8

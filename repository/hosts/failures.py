@@ -68,10 +68,19 @@ def of_load(error: BaseException, *roots: str) -> RepositoryError:
 
 
 def of_infer(error: BaseException, *roots: str) -> RepositoryError:
-    """The error that a failed inference shows."""
+    """The error that a failed inference shows. One of ours may quote what a model raised."""
+    if type(error) is InferenceFailedError:
+        text = without_paths(str(error), *roots)
+        return error if text == str(error) else InferenceFailedError(text)
     if isinstance(error, RepositoryError):
         return error
     return InferenceFailedError(in_words(error, *roots))
+
+
+def is_fatal(error: BaseException) -> bool:
+    """After a fault on a GPU (torch says so by its type) nothing that this process asks of it is
+    answered any more: only a new process helps."""
+    return any(kind.__name__ == "AcceleratorError" for kind in type(error).__mro__)
 
 
 def to_wire(error: RepositoryError) -> Failure:
@@ -101,6 +110,7 @@ __all__ = [
     "Failure",
     "from_wire",
     "in_words",
+    "is_fatal",
     "of_infer",
     "of_load",
     "to_wire",

@@ -8,11 +8,14 @@ for tensors, for adapters or for memory is answered between two steps, never dur
 
 A step that raises has failed every sequence that it ran: nobody knows which it was. All are taken
 out of the backend before anything else joins; a backend that cannot even do that has lost its mind,
-and the worker ends. MOST frames are taken before a step, or who asks a lot would stop all texts.
+and the worker ends. MOST frames are taken before a step, for about HEARING_S, or who asks a lot (or
+for long prompts, which must be cut into tokens) would stop all texts.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 
 from repository.backends.abilities import Generates, Told
@@ -24,6 +27,7 @@ from repository.hosts.pipe import Frame, Pipe
 from repository.tensors import Buffer
 
 MOST = 64
+HEARING_S = 0.02
 
 
 class Stepping:
@@ -51,15 +55,17 @@ class Stepping:
                 self._step()
 
     def _hear(self) -> bool:
+        until = math.inf
         for _ in range(MOST):
             idle = not self._backend.unfinished
             if self._stopping and idle:
                 return False
-            if not idle and not self._pipe.stirs:
+            if not idle and (time.monotonic() > until or not self._pipe.stirs):
                 return True
             frame = self._pipe.receive()
             if frame is None:
                 return False
+            until = min(until, time.monotonic() + HEARING_S)
             self._take(frame)
         return True
 

@@ -4,7 +4,7 @@ the backend generates text, a step of all that run: see `stepping`).
 Forked by the zygote. It leads its own process group, hears nothing but its socket, and ends when
 the socket ends, when it is told to stop (after what was asked before), at SIGTERM, or when the
 zygote dies. Whatever a model prints goes to stderr. What a model raises is answered; only a broken
-protocol ends the worker with an error.
+protocol, or a broken GPU, ends the worker with an error.
 """
 
 from __future__ import annotations
@@ -192,6 +192,8 @@ class Worker:
         return self._fault(error)
 
     def _fault(self, error: BaseException) -> RepositoryError:
+        if failures.is_fatal(error):
+            raise error  # the end of this worker; whoever waits is told so, and another is started
         if not isinstance(error, RepositoryError):
             _log_traceback()
         return failures.of_infer(error, *self._roots)

@@ -76,7 +76,9 @@ class Writing:
             include_usage=asked.include_usage,
         )
         streams = self._open(gen, self._requests(asked))
-        async with Chorus(streams, receive, patience_s=keepalive_s) as chorus:
+        prompts = len(streams) // asked.n
+        names = [f"prompt[{i // asked.n}]" for i in range(len(streams))] if prompts > 1 else ()
+        async with Chorus(streams, receive, patience_s=keepalive_s, names=names) as chorus:
             call.used(len(streams))
             try:
                 if asked.stream:

@@ -3,6 +3,7 @@
 The prompt's words, in any order: `fail` (begin refuses it), `break` (a foreign exception in begin),
 `raise` (every step with it raises until it is cancelled), `stuck` (it cannot even be cancelled),
 `die` (the process ends in its second step), `wrong` (its second step tells an error of ours),
+`quote` (one that quotes a path of this machine),
 `hold=PATH` (its second step waits until somebody reads the pipe PATH), `note=PATH` (each step of it
 adds a line to a file). Each step gives every sequence that has a slot one piece, "0 ", "1 ", ...
 
@@ -132,6 +133,9 @@ class Counting:
                 os._exit(3)
             if "wrong" in sequence.words:
                 return [Told(sequence.number, InferenceFailedError("the prompt says wrong"))]
+            if "quote" in sequence.words:
+                error = InferenceFailedError("the model broke: OSError: no /usr/lib/secret/x.so")
+                return [Told(sequence.number, error)]
             if "hold" in sequence.words:
                 Path(sequence.words["hold"]).write_text("here")
         told = [Told(sequence.number, Piece(f"{sequence.written} ", [sequence.written]))]

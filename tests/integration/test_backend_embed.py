@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from repository.adapters.orders import AdapterOrder
+from repository.backends.embed import tokens
 from repository.backends.embed.company import RUN_COSTS, by_length
 from repository.backends.embed.folder import read_folder
 from repository.errors import (
@@ -310,10 +311,35 @@ def test_a_long_text_is_cut_and_outputs_come_as_they_are_asked_for(written):
         assert [tuple(t.shape) for t in empty.outputs] == [(0, WIDTH), (0,)]
 
 
+def test_long_texts_take_turns_to_be_cut_into_tokens(written, monkeypatch):
+    """A byte costs many while that is done; what comes out is the same."""
+    with embedding(written) as (backend, _):
+        expected = vectors(backend, texts(*TEXTS))
+        monkeypatch.setattr(tokens, "MAX_TEXT", 200)
+        assert np.array_equal(vectors(backend, texts(*TEXTS)), expected)
+        parts = [list(part) for part in tokens._together(["a" * 120, "b" * 80, "c", "d" * 300])]
+        assert [[len(text) for text in part] for part in parts] == [[120, 80], [1], [300]]
+
+
+def test_a_text_that_the_tokenizer_gives_up_on_is_refused(folder):
+    """A pattern that tries too often makes the library panic, which is no Exception."""
+    path = folder / "tokenizer.json"
+    said = json.loads(path.read_text())
+    pattern = {"Regex": r"(?=(a+)+b)x|(\w+\s?)+!"}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    said["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, said["pre_tokenizer"]]}
+    path.write_text(json.dumps(said))
+    with embedding(folder) as (backend, _):
+        with pytest.raises(InvalidTensorError, match="tokenizer gives up on it"):
+            backend.infer(texts("good", "a" * 60 + "c"))
+        assert vectors(backend, texts("good")).shape == (1, WIDTH)
+
+
 def test_a_bad_row_is_named(written):
     cases: dict[str, InferRequest] = {
         "row 1 of 'text' is not UTF-8": texts("good", b"bad \xff"),
         "row 2 of 'text' has no tokens": texts("a", "b", ""),
+        "row 1 of 'text' has 1048577 bytes, at most 1048576": texts("a", "b" * (2**20 + 1)),
         "row 0 of 'input_ids' has no tokens": ids([-1, -1]),
         "row 1 of 'input_ids' has -1 before its last token": ids([1, 2, 3], [1, -1, 3]),
         "row 0 of 'input_ids' has the token 4000; .* vocabulary has 400": ids([4000]),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from repository.adapters.orders import ROW_ADAPTERS
 from repository.backends.torch_module import TorchModuleBackend
@@ -79,6 +80,53 @@ def test_each_row_is_as_peft_gives_it_also_where_the_slots_do_not_suffice(home, 
         assert plain.tobytes() == expected[""].tobytes()
         residences = [report.residence for report in backend.adapt([])]
         assert residences.count("device") == min(slots, len(NAMES))
+
+
+TURNED = {
+    "rows second": "self.one(x.transpose(0, 1)).transpose(0, 1)",
+    "rows flat, second": "self.one(x.transpose(0, 1).flatten(0, 1)).view(x[0].shape[0], len(x), -1)"
+    ".transpose(0, 1)",
+    "rows twice": "torch.stack(self.one(torch.cat([x[:, 0], x[:, 1]])).chunk(2), 1)",
+    "rows first": "self.one(x)",
+}
+
+
+@pytest.mark.parametrize("way", TURNED)
+@pytest.mark.parametrize("length", [2, 5])
+def test_a_model_that_turns_its_axes_gives_each_row_its_own_adapter(tmp_path, way, length):
+    """Also where there are as many rows as there is of the other axis."""
+    torch.manual_seed(3)
+    write_turning(tmp_path / "1", TURNED[way])
+    for i in range(2):
+        tiny.write_adapter(tmp_path / f"a{i}", turning(), seed=i, r=2, targets=("one",))
+    x = np.random.default_rng(1).normal(size=(5, length, 4)).astype(np.float32)
+    names = ["a1", "a0", "", "a1", "a0"]
+    with loaded(order_of(tmp_path / "1", max_batch_size=8)) as (backend, _):
+        reports = backend.adapt([order(tmp_path / f"a{i}", f"a{i}") for i in range(2)])
+        assert not any(report.error for report in reports)
+
+        def run(x: Any, names: Sequence[str]) -> Any:
+            named = Tensor.of(ROW_ADAPTERS, np.array([n.encode() for n in names], dtype=object))
+            return answer(backend.infer(ask(*given(x=x), named)))["output"]
+
+        alone = np.concatenate([run(x[i : i + 1], [name]) for i, name in enumerate(names)])
+        np.testing.assert_allclose(run(x, names), alone, rtol=1e-4, atol=1e-5)
+
+
+def turning() -> torch.nn.Module:
+    model = torch.nn.Module()
+    model.one = torch.nn.Linear(4, 4)
+    return model
+
+
+def write_turning(folder: Path, way: str) -> None:
+    folder.mkdir()
+    save_file(turning().state_dict(), folder / "model.safetensors")
+    (folder / "model.py").write_text(
+        "import torch\n\n\nclass Model(torch.nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.one = torch.nn.Linear(4, 4)\n\n"
+        f"    def forward(self, x):\n        return {way}\n"
+    )
 
 
 def test_without_batching_a_request_has_one_adapter(home, expected):

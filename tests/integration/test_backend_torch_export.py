@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from torch.export import Dim
-from torch.export.pt2_archive import PT2ArchiveReader, PT2ArchiveWriter
 
 from repository.backends import torch_export
 from repository.errors import (
@@ -27,10 +22,10 @@ from repository.errors import (
 )
 from repository.messages import TensorSpec
 from tests.hosting import ask
+from tests.pt2_traps import Trap, doctored, pickled, traps, without
 from tests.torch_models import answer, export, given, listed, loaded, mlp, order_of, quiet
 
 ROWS = np.random.default_rng(7).normal(size=(5, 4)).astype(np.float32)
-PROGRAM = "models/model.json"
 FREE = Dim.DYNAMIC
 
 
@@ -131,143 +126,6 @@ def test_a_half_copied_archive_is_refused(tmp_path, home, size):
         pass
 
 
-# what could run code ----------------------------------------------------------------------------------
-
-
-class Trap:
-    """Leaves a file behind where it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return (os.system, (f"touch {self.marker}",))
-
-
-def pickled(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-def doctored(source: Path, target: Path, changes: dict[str, Any]) -> Path:
-    """A copy of the archive with other members, or more. A function gets a member's JSON."""
-    reader = PT2ArchiveReader(str(source))
-    members = {
-        name: reader.read_bytes(name)
-        for name in reader.get_file_names()
-        if not name.startswith((".data", "byteorder", "archive_format", "version"))
-    }
-    for name, change in changes.items():
-        if isinstance(change, bytes):
-            members[name] = change
-        else:
-            said = json.loads(members[name])
-            change(said)
-            members[name] = json.dumps(said).encode()
-    with PT2ArchiveWriter(str(target)) as writer:
-        for name, data in members.items():
-            if name != "archive_version":
-                writer.write_bytes(name, data)
-    return target
-
-
-def in_graph(*keys: Any, value: Any) -> Callable[[Any], None]:
-    def change(program: Any) -> None:
-        at = program
-        for key in keys[:-1]:
-            at = at[key]
-        at[keys[-1]] = value
-
-    return change
-
-
-def payload(**more: Any) -> Callable[[Any], None]:
-    def change(said: Any) -> None:
-        next(iter(said["config"].values())).update(more)
-
-    return change
-
-
-GRAPH = ("graph_module", "graph")
-SIZE = (*GRAPH, "tensor_values", "x", "sizes", 0, "as_expr", "expr_str")
-WEIGHTS = "data/weights/model_weights_config.json"
-CONSTANTS = "data/constants/model_constants_config.json"
-ENUM = '{"__enum__": true, "fqn": "antigravity:a", "name": "b"}'
-STRUCTURE = ("graph_module", "module_call_graph", 0, "signature", "in_spec")
-
-
-def traps(marker: Path) -> dict[str, tuple[str, dict[str, Any], str]]:
-    """name -> (what is doctored, how, what is said). `marker` is what they would make."""
-    shell = f"__import__('os').system('touch {marker}')"
-    evil = pickled({"x": Trap(marker)})
-    leaf = [1, {"type": "collections.defaultdict", "context": "[]", "children_spec": []}]
-    enum = [1, {"type": "builtins.dict", "context": ENUM, "children_spec": []}]
-    return {
-        "sample inputs": ("mlp", {"data/sample_inputs/model.pt": evil}, "sample_inputs/model.pt"),
-        "weights": (
-            "mlp",
-            {
-                WEIGHTS: payload(use_pickle=True, path_name="weight_0"),
-                "data/weights/weight_0": evil,
-            },
-            "weight_0",
-        ),
-        "old weights": ("mlp", {"data/weights/model.pt": evil}, "weights/model.pt"),
-        "an opaque object": (
-            "two",
-            {
-                CONSTANTS: payload(path_name="opaque_obj_0"),
-                "data/constants/opaque_obj_0": pickle.dumps(Trap(marker)),
-            },
-            "opaque_obj_0",
-        ),
-        "a member elsewhere": ("mlp", {WEIGHTS: payload(path_name="../extra/a")}, "outside"),
-        "a function": (
-            "mlp",
-            {PROGRAM: in_graph(*GRAPH, "nodes", 0, "target", value="torch.os.system")},
-            "calls 'torch.os.system'",
-        ),
-        "a file": (
-            "mlp",
-            {PROGRAM: in_graph(*GRAPH, "nodes", 0, "target", value="torch.ops.aten.save.default")},
-            "calls 'torch.ops.aten.save",
-        ),
-        "a size": ("mlp", {PROGRAM: in_graph(*SIZE, value=shell)}, "has a size"),
-        "a size in disguise": (
-            "mlp",
-            {PROGRAM: in_graph(*SIZE, value="Symbol('s0').__class__")},
-            "more than arithmetic",
-        ),
-        "a guard": (
-            "mlp",
-            {PROGRAM: in_graph("guards_code", value=[shell])},
-            "has a guard|has a size",
-        ),
-        "a structure": (
-            "mlp",
-            {PROGRAM: in_graph(*STRUCTURE, value=json.dumps(leaf))},
-            "type 'collections.defaultdict'",
-        ),
-        "an enumeration": (
-            "mlp",
-            {PROGRAM: in_graph(*STRUCTURE, value=json.dumps(enum))},
-            "imports an enumeration",
-        ),
-        "a name": (
-            "mlp",
-            {PROGRAM: in_graph(*GRAPH, "nodes", 0, "name", value=f'x"); {shell}')},
-            "a name that is none",
-        ),
-        "a library": (
-            "mlp",
-            {"data/aotinductor/model/a.so": b"\x7fELF"},
-            "AOTInductor package needs",
-        ),
-        "a stranger": ("mlp", {"data/whatever/a": b"?"}, "of a kind"),
-    }
-
-
 @pytest.mark.parametrize("name", traps(Path("x")))
 def test_an_archive_that_could_run_code_is_refused_before_it_does(tmp_path, home, name):
     marker = tmp_path / "it-ran"
@@ -279,7 +137,19 @@ def test_an_archive_that_could_run_code_is_refused_before_it_does(tmp_path, home
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("name", ["sample inputs", "weights", "a size"])
+def test_a_pickle_is_looked_at_whatever_the_case_of_its_name(tmp_path, home):
+    evil = {"data/sample_inputs/MODEL.PT": pickled({"x": Trap(tmp_path / "it-ran")})}
+    doctored(home / "mlp.pt2", tmp_path / "m.pt2", evil)
+    with pytest.raises(UntrustedCodeError, match="two members of one name"):
+        loaded(order(tmp_path, "m")).__enter__()
+    less = without(home / "mlp.pt2", tmp_path / "less.pt2", "data/sample_inputs/model.pt")
+    doctored(less, tmp_path / "m.pt2", evil)
+    with pytest.raises(UntrustedCodeError, match=r"MODEL\.PT.* is a pickle of more than tensors"):
+        loaded(order(tmp_path, "m")).__enter__()
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("name", ["sample inputs", "weights", "a size", "a value called metadata"])
 def test_the_traps_are_real_with_trust_they_run(tmp_path, home, name, caplog):
     marker = tmp_path / "it-ran"
     source, changes, _ = traps(marker)[name]

@@ -166,6 +166,11 @@ def test_floating_tensors_are_converted_where_a_dtype_is_asked_for(every):
             "need .* bytes",
         ),
         ({"a": {"dtype": "U8", "shape": [-1], "data_offsets": [0, 0]}}, b"", "contradicts"),
+        (
+            {"a": {"dtype": "U8", "shape": [2**62, 2**62, 0], "data_offsets": [0, 0]}},
+            b"",
+            "contradicts",
+        ),
     ],
 )
 def test_a_doctored_header_is_refused_before_anything_is_allocated(tmp_path, entries, data, text):

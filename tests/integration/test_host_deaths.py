@@ -304,3 +304,18 @@ async def test_a_zygote_that_cannot_start_fails_the_load_and_not_the_server():
         with pytest.raises(LoadFailedError, match="did not start"):
             await zygote.up
         await zygote.close()
+
+
+async def test_a_worker_whose_device_is_lost_ends_so_that_another_can_take_over(tmp_path):
+    source = """
+        class AcceleratorError(RuntimeError):  # as torch's
+            pass
+        class Model:
+            def infer(self, inputs):
+                raise AcceleratorError("device-side assert triggered")
+    """
+    spec = models.spec_of(models.python_model(tmp_path / "m/1", source), "python")
+    async with forking() as zygotes, hosted(spec, tmp_path / "s", zygotes) as (host, _):
+        with pytest.raises(WorkerDiedError):
+            await host.infer(ask(X))
+        await host.died

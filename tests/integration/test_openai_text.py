@@ -12,6 +12,7 @@ import pytest
 
 from repository.errors import (
     InferenceFailedError,
+    InvalidRequestError,
     ModelNotReadyError,
     RepositoryError,
     WorkerDiedError,
@@ -176,6 +177,17 @@ async def test_what_fails_in_the_model_raises_the_clients_own_error(
             body: Any = raised.value.body
             assert set(body) == {"message", "type", "param", "code"}
             assert body["code"] == error.code and str(error) in body["message"]
+
+
+async def test_of_several_prompts_an_error_says_which_one_it_is_about() -> None:
+    async with writing() as (depot, models, client):
+        asking = asyncio.ensure_future(
+            client.completions.create(model="held", prompt=["good", "bad"], n=2)
+        )
+        await depot.until(lambda: len(models.pens) == 4)
+        models.pens[2].fail(InvalidRequestError("it is too long"))
+        with pytest.raises(openai.BadRequestError, match=r"prompt\[1\]: it is too long"):
+            await asking
 
 
 async def test_what_is_asked_wrongly_raises_the_clients_own_error() -> None:

@@ -138,6 +138,8 @@ async def test_what_a_model_refuses_or_breaks_at_fails_alone_and_the_engine_goes
         )
         assert quiet == []
         assert await fails(start("wrong"), InferenceFailedError) == "the prompt says wrong"
+        quoted = await fails(start("quote"), InferenceFailedError)
+        assert quoted == "the model broke: OSError: no x.so"
 
         # A step that raises fails all that ran, and none that comes after.
         beside = Heard()

@@ -95,6 +95,23 @@ def test_a_sequence_waits_for_an_adapter_slot_and_others_pass_it(
     writer.backend.unload()
 
 
+def test_an_adapter_that_others_keep_out_of_its_slot_gets_its_turn(folder: Path) -> None:
+    writer = adapted(folder, "slots", slots=1)
+    writer.backend.adapt([lora.order(folder / name, name) for name in NAMES])
+    for number, name in enumerate(("a", "b")):
+        writer.begin(number, request(PROMPTS[0], name))
+    for number in range(2, 100):  # every few steps somebody wants the one that is there
+        for _ in range(8):
+            writer.step()
+        if writer.answers[1].pieces:
+            break
+        writer.begin(number, request(PROMPTS[0], "a"))
+    assert writer.answers[1].pieces, "it waits for ever"
+    writer.finish()
+    assert all(answer.ended for answer in writer.answers.values())
+    writer.backend.unload()
+
+
 def test_an_adapter_that_is_removed_is_not_found_and_who_runs_keeps_it(
     folder: Path, wanted: dict[str, list[list[int]]]
 ) -> None:

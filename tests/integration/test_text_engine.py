@@ -219,6 +219,49 @@ def test_a_sequence_whose_numbers_break_ends_with_an_error_and_spoils_nobody(
         assert [one.tokens for one in again] == [fine.tokens] * 2
 
 
+def test_numbers_that_break_leave_nothing_to_who_comes_next(folder: Path, model: Any) -> None:
+    reference = plainly(model, PROMPTS[0], 9)
+    broken = [391] * 40
+    with writing(folder, slots=2, prefill_chunk=16) as writer:
+        spoil(writer, 391)
+        writer.begin(0, asked(broken))
+        writer.step()  # half of its prompt
+        writer.backend.cancel(0)
+        writer.finish()
+        assert writer.write(asked(PROMPTS[0], max_tokens=9))[0].tokens == reference
+    with writing(folder, slots=2, prefill_chunk=128) as writer:
+        spoil(writer, 391)
+        # Both have read their prompts in one step, and the first leaves before the other.
+        short, spoilt = writer.write(asked(PROMPTS[0] * 13, max_tokens=1), asked(broken))
+        assert short.ended is not None and spoilt.error is not None
+        again = writer.write(*[asked(PROMPTS[0], max_tokens=9)] * 2)
+        assert [one.tokens for one in again] == [reference] * 2
+
+
+def test_a_prompt_is_filled_up_with_tokens_that_it_has(folder: Path, model: Any) -> None:
+    with writing(folder, slots=2, prefill_chunk=128) as writer:
+        spoil(writer, 0)
+        answers = writer.write(
+            asked(PROMPTS[0], max_tokens=9, logit_bias={0: -100.0}),
+            asked(PROMPTS[2], max_tokens=9, logit_bias={0: -100.0}),
+        )
+        assert [one.error for one in answers] == [None, None]
+
+
+def spoil(writer: Writer, token: int) -> None:
+    """Its embedding is no number any more."""
+    engine: Any = writer.backend._engine
+    with torch.inference_mode():
+        engine._run.model.get_input_embeddings().weight[token] = torch.nan
+
+
+def test_an_end_that_is_no_token_of_the_model_harms_nobody(tmp_path: Path) -> None:
+    tiny.write_text_model(tmp_path, eos_token_id=[0, 500])
+    with writing(tmp_path, slots=2) as writer:
+        answer = writer.ask(PROMPTS[0], max_tokens=4, min_tokens=2)
+        assert answer.ended is not None and len(answer.tokens) >= 2
+
+
 def test_it_writes_the_same_from_a_private_snapshot(folder: Path, model: Any) -> None:
     from repository.backends.text.backend import TextBackend
     from tests.writers import order

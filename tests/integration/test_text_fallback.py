@@ -93,3 +93,25 @@ def test_a_window_that_is_never_reached_runs_in_slots(tmp_path: Path) -> None:
         assert writer.loaded.details["engine"] == "slots"
         answer = writer.ask(PROMPTS[2], max_tokens=30, ignore_eos=True)
         assert answer.tokens == plainly(reference, PROMPTS[2], 30)
+
+
+def test_angles_that_depend_on_the_longest_row_are_not_for_slots(tmp_path: Path) -> None:
+    """Phi-3's: beyond a length all positions of a forward mean something else."""
+    half = 8
+    angles = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * half,
+        "long_factor": [4.0] * half,
+        "original_max_position_embeddings": 64,
+        "factor": 4.0,
+    }
+    tiny.write_text_model(tmp_path, rope_parameters=angles)
+    with writing(tmp_path, max_len=64) as writer:
+        assert writer.loaded.details["engine"] == "slots"
+        alone = writer.ask(PROMPTS[0], max_tokens=20, ignore_eos=True).tokens
+    with writing(tmp_path) as writer:
+        assert "beyond 64 tokens" in writer.loaded.details["why"]
+        long = asked([(3 * j) % 400 for j in range(100)], max_tokens=25, ignore_eos=True)
+        short = asked(PROMPTS[0], max_tokens=20, ignore_eos=True)
+        assert writer.write(long, short)[1].tokens == alone

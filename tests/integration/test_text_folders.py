@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,17 @@ CASES: dict[str, tuple[Callable[[Path], None], type[LoadFailedError], str]] = {
         LoadFailedError,
         "says BertForMaskedLM",
     ),
+    "a config of a much larger model": (
+        config(vocab_size=10**12),
+        LoadFailedError,
+        r"config.json describes a model of 128000\d+ numbers, its weights have \d+: they do not belong",
+    ),
+    "a config that transformers refuses": (
+        config(eos_token_id=[-1, "x"]),
+        LoadFailedError,
+        "config.json: Validation error for field 'eos_token_id': .*expected int",
+    ),
+    "no datatype": (config(dtype="object"), LoadFailedError, "config.json: .*'object'"),
     "quantised": (config(quantization_config={"bits": 4}), LoadFailedError, "quantised weights"),
     "pickles": (pickled, LoadFailedError, "pytorch_model.bin is a pickle, which is never read"),
     "no weights": (without(WEIGHTS), IncompleteFilesError, "model.safetensors is missing"),
@@ -142,6 +154,17 @@ def test_an_option_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(LoadFailedError, match=says):
         TextBackend().load(order(good, options))
+
+
+def test_whose_code_computes_attention_is_not_the_folders_business(
+    good: Path, tmp_path: Path
+) -> None:
+    """transformers would fetch a kernel that the folder names."""
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    config(_attn_implementation="someone/kernel")(tmp_path)
+    backend = TextBackend()
+    assert backend.load(order(tmp_path)).details["engine"] == "slots"
+    backend.unload()
 
 
 def test_nothing_of_a_load_is_shared_with_the_files(good: Path, tmp_path: Path) -> None:

@@ -103,6 +103,35 @@ def test_a_template_gets_what_else_was_said_and_its_refusal_is_shown(folder: Pat
         stored.write_text(before)
 
 
+def test_a_template_that_asks_for_all_memory_or_says_too_much_is_a_refusal(tmp_path: Path) -> None:
+    tiny.write_text_model(tmp_path, "llama")
+    for template, says in (
+        ("{{ 'x' * 10**15 }}", "^the chat template refuses: MemoryError$"),
+        ("{{ raise_exception('no ' * 10**6) }}", "^the chat template refuses: [no ]{1000}$"),
+    ):
+        (tmp_path / "chat_template.jinja").write_text(template)
+        with (
+            writing(tmp_path) as writer,
+            pytest.raises(InvalidRequestError, match=says),
+        ):
+            writer.backend.begin(1, chat(user("x")))
+
+
+def test_a_text_that_the_tokenizer_gives_up_on_harms_nobody_else(tmp_path: Path) -> None:
+    """A pattern that tries too often makes the library panic, which is no Exception."""
+    tiny.write_text_model(tmp_path, "llama")
+    path = tmp_path / "tokenizer.json"
+    said = json.loads(path.read_text())
+    pattern = {"Regex": r"(?=(a+)+b)x|(\w+\s?)+!"}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    said["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, said["pre_tokenizer"]]}
+    path.write_text(json.dumps(said))
+    with writing(tmp_path) as writer:
+        with pytest.raises(InvalidRequestError, match="tokenizer gives up on it"):
+            writer.backend.begin(1, asked("a" * 60 + "c"))
+        assert len(writer.ask("a", max_tokens=3).tokens) == 3
+
+
 def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:
     tiny.write_text_model(tmp_path, chat=False)
     with writing(tmp_path) as writer:

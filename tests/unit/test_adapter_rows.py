@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -30,13 +32,13 @@ from tests.fakes.host import FakeHost
 pytestmark = pytest.mark.looptime
 
 
-async def rows_of(*names, host=None):
+async def rows_of(*names, host=None, whole=False):
     book = AdapterBook("m")
     book.follow({name: source(name) for name in names})
     counts = Counts()
     fitting = Fitting(host or FakeHost(), book, counts, EventBus(), label="m", limit_s=10)
     await fitting.sync()
-    return RowAdapters(fitting), book, counts
+    return RowAdapters(fitting, whole=whole), book, counts
 
 
 def ask(rows=2, *, formed=False, **parameters):
@@ -68,6 +70,14 @@ async def test_one_name_is_for_all_rows_and_a_list_for_each():
     named = rows.name(ask(adapter="a", temperature=1))
     assert named.parameters == {"temperature": 1}
     assert (counts.of("a").requests, counts.of("b").requests) == (3, 2)
+
+
+async def test_a_list_of_one_speaks_for_all_of_a_request_without_a_batch_axis():
+    rows, _, _ = await rows_of("a", whole=True)
+    assert names(rows.name(ask(rows=3, adapters=["a"]))) == ["a", "a", "a"]
+    rows, _, _ = await rows_of("a")
+    with pytest.raises(InvalidRequestError, match="1 names for 3 rows"):
+        rows.name(ask(rows=3, adapters=["a"]))
 
 
 @pytest.mark.parametrize(
@@ -120,3 +130,27 @@ async def test_a_model_without_adapters_takes_no_name():
     for named in (ask(adapter="a"), ask(adapters=["", "a"])):
         with pytest.raises(AdapterNotFoundError, match="The adapter a has not been registered"):
             with_adapters(newborn(), named)
+
+
+async def test_rows_that_cost_nothing_to_send_cost_little_to_name():
+    """An empty tensor has any number of rows, and a name may be as long as a request."""
+    rows, _, _ = await rows_of("a" * 200)
+    empty = [Tensor("x", "FP32", (1 << 20, 0), b"")]
+
+    def asking(name):
+        parameters = {"adapter": name}
+        return InferRequest(empty, (), "", parameters, form_of(empty, (), parameters))
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(AdapterNotFoundError):
+            rows.name(asking("b" * 10_000))
+        with pytest.raises(InvalidRequestError, match="send fewer rows"):
+            rows.name(asking("a" * 200))
+        few = [rows.name(asking("")) for _ in range(8)]
+        assert few[-1].inputs[-1].shape == (1 << 20,)
+        del few
+        assert tracemalloc.get_traced_memory()[0] < 2 << 20, "none of it is remembered"
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()

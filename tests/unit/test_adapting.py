@@ -4,6 +4,10 @@ import asyncio
 
 import pytest
 
+from repository.adapters.book import AdapterBook
+from repository.adapters.orders import AdapterReport
+from repository.adapting.counts import Counts
+from repository.adapting.fitting import Fitting
 from repository.errors import (
     AdapterNotFoundError,
     AdapterRefusedError,
@@ -12,11 +16,13 @@ from repository.errors import (
     ModelNotFoundError,
     NoAdapterSlotError,
 )
+from repository.events import EventBus
 from repository.lifecycle.states import State
 from repository.messages import Loaded
 from tests.adapters import source
 from tests.fakes.adapting import AdaptingHost, Calls
 from tests.fakes.heart import load
+from tests.fakes.host import FakeHost
 
 pytestmark = pytest.mark.looptime
 
@@ -262,3 +268,19 @@ async def test_a_model_that_is_gone_takes_its_book_along(tmp_path):
         calls.look()
         await asyncio.sleep(60)
         assert not calls.shelf._books and not calls.shelf._fittings and not calls.shelf._counts
+
+
+async def test_an_adapter_that_went_back_to_the_disk_is_shown_there():
+    book = AdapterBook("m")
+    book.follow({"a": source("a"), "b": source("b")})
+    host = FakeHost()
+    fitting = Fitting(host, book, Counts(), EventBus(), label="m", limit_s=10)
+    await fitting.sync()
+    assert {r.residence for r in fitting.where.values()} == {"host"}
+
+    async def adapt(orders):  # a worker names those that are in some memory
+        return [AdapterReport("a", residence="device")]
+
+    host.adapt = adapt
+    await fitting.look(1)
+    assert {n: r.residence for n, r in fitting.where.items()} == {"a": "device", "b": "registered"}

@@ -86,7 +86,7 @@ def test_a_harmless_field_is_taken_and_changes_nothing() -> None:
         ("stream_options", [{"include_usage": True}, {"x": 1}]),
         ("top_k", [-2]),
         ("min_p", [1.0, -0.1]),
-        ("repetition_penalty", [0, -1]),
+        ("repetition_penalty", [0, -1, 1e-60, 101]),
         ("min_tokens", [-1]),
         ("stop_token_ids", [[-1], ["a"]]),
         ("adapters", [["a", "b"], 3]),

@@ -149,6 +149,20 @@ def test_logits_that_are_no_numbers_choose_nothing_and_spoil_nobody_else() -> No
         assert chosen[1].token is None and chosen[0].token == chosen[2].token is not None
 
 
+def test_a_temperature_of_almost_nothing_chooses_the_likeliest() -> None:
+    scores = logits().expand(2, -1)
+    kinds = (Sampling(temperature=1e-60, seed=1), Sampling(temperature=1e-60, seed=1, top_p=0.9))
+    chosen = Sampler([Choice(kind, PROMPT, frozenset()) for kind in kinds], VOCAB, "cpu").choose(
+        scores
+    )
+    assert [one.token for one in chosen] == scores.argmax(-1).tolist()
+
+
+def test_a_seed_and_its_negative_draw_differently() -> None:
+    one, other = (Choice(Sampling(seed=seed), PROMPT, frozenset()) for seed in (-3, 3))
+    assert one.random.random() != other.random.random()
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -158,6 +172,7 @@ def test_logits_that_are_no_numbers_choose_nothing_and_spoil_nobody_else() -> No
         ({"top_k": -1}, "top_k"),
         ({"min_p": 1.0}, "min_p"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-60}, "repetition_penalty is 1e-60; it must be 0.01 to 100"),
         ({"presence_penalty": float("inf")}, "presence_penalty"),
         ({"logprobs": 101}, "logprobs is 101; it must be 0 to 100"),
         ({"max_tokens": 0}, "max_tokens is 0; it must be 1 or more"),

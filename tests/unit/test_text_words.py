@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repository.backends.text.words import UNKNOWN, Letters, Stops
+from repository.backends.text.words import FARTHEST, UNKNOWN, Letters, Stops
 
 TEXTS = st.text(alphabet="abc\n🦊é", max_size=30)
 STOPS = st.lists(st.text(alphabet="abc\n🦊é", min_size=1, max_size=4), max_size=4)
@@ -116,3 +118,32 @@ def test_only_a_few_tokens_are_decoded_again() -> None:
     for token in range(1, 200):
         letters.push(token)
     assert max(seen) <= 3
+
+
+@pytest.mark.parametrize(
+    ("decode", "tokens"),
+    [
+        (of_bytes, [*b"a", *[0xFF] * 700, *"é🦊b".encode()]),
+        (of_bytes, [*b"a", *[0xE4] * 700, *"東b".encode()]),
+        (of_words, [*[0] * 700, 1, 2]),
+        # Halves of two characters in each token: the text is never whole, and never wrong.
+        (lambda pairs: b"".join(map(bytes, pairs)).decode(errors="replace"), None),
+    ],
+)
+def test_tokens_that_never_make_a_whole_text_are_not_decoded_for_ever(
+    decode: Any, tokens: Any
+) -> None:
+    if tokens is None:
+        halves = "é" * 700
+        data = b"a" + halves.encode() + b"b"
+        tokens = [data[i : i + 2] for i in range(0, len(data), 2)]
+    seen = []
+
+    def counted(part: Sequence[Any]) -> str:
+        seen.append(len(part))
+        return str(decode(part))
+
+    letters = Letters(counted)
+    said = "".join(map(letters.push, tokens))
+    assert max(seen) <= FARTHEST + 1
+    assert said + letters.rest() == decode(tokens)

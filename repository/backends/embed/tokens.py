@@ -8,18 +8,20 @@ that came as ids.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, normalizers
 
+from repository.backends import panics
 from repository.backends.embed.folder import EncoderFolder
 from repository.errors import IncompleteFilesError, InvalidTensorError
 from repository.tensors import Array, Tensor
 
 PADDING = -1  # in `input_ids`, behind the last token
+MAX_TEXT = 1 << 20  # bytes of a text, and at once: a byte costs up to 150 while it is cut into tokens
 
 
 class Row:
@@ -55,6 +57,11 @@ class Tokens:
         """Raises InvalidTensorError naming the row that is not UTF-8, or has no tokens."""
         texts = []
         for at, data in enumerate(tensor.array().reshape(-1).tolist()):
+            if len(data) > MAX_TEXT:
+                raise InvalidTensorError(
+                    f"row {at} of '{tensor.name}' has {len(data)} bytes, at most {MAX_TEXT} are taken; "
+                    f"send its beginning: the model reads no more than {self._most} tokens"
+                )
             try:
                 texts.append(self._prompt + data.decode())
             except UnicodeDecodeError as error:
@@ -62,7 +69,13 @@ class Tokens:
                     f"row {at} of '{tensor.name}' is not UTF-8: {error.reason} at byte "
                     f"{error.start}"
                 ) from error
-        encoded = self._tokenizer.encode_batch_fast(texts)
+        unread = InvalidTensorError(
+            f"'{tensor.name}' cannot be cut into tokens: the model's tokenizer gives up on it"
+        )
+        encoded = []
+        with panics.refused(unread):  # a pattern of tokenizer.json that never comes to an end
+            for some in _together(texts):
+                encoded += self._tokenizer.encode_batch_fast(some)
         rows = [Row(each.ids, types if any(types := each.type_ids) else None) for each in encoded]
         return self._checked(tensor.name, rows, "has no tokens: an empty text has no meaning here")
 
@@ -120,6 +133,17 @@ class Tokens:
         encoded = self._tokenizer.encode(prompt)
         closing: bool = encoded.special_tokens_mask[-1:] == [1]
         return len(encoded.ids) - closing
+
+
+def _together(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """All of them in their order, at most MAX_TEXT characters at once (or one text and its prompt)."""
+    begin = size = 0
+    for at, text in enumerate(texts):
+        if begin < at and size + len(text) > MAX_TEXT:
+            yield texts[begin:at]
+            begin, size = at, 0
+        size += len(text)
+    yield texts[begin:]
 
 
 def _read(path: Path) -> Any:

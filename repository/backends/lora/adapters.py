@@ -96,10 +96,14 @@ class LoraAdapters:
         if slot and self._table.give(slot):
             self._seat_waiting()
 
-    def rows(self, slots: Sequence[int]) -> None:
-        """Which slot each row of the next forward belongs to (the first axis of what the wrapped
-        layers are given). All 0: the wrapped layers do what they did before, at no cost."""
-        self._layers.rows(slots)
+    def rows(self, slots: Sequence[int], *, rows_first: bool = True) -> None:
+        """Which slot each row of the next forward belongs to. All 0: the wrapped layers do what they
+        did before, at no cost.
+
+        `rows_first`: the wrapped layers are known to be given [rows, ..., in] or [rows * any, in]. If
+        not (a model may turn its axes, or lay two inputs behind each other), and the slots differ,
+        the forward raises RowsUnclearError where shapes leave a doubt."""
+        self._layers.rows(slots, rows_first=rows_first)
 
     @property
     def device_bytes(self) -> int:

@@ -58,7 +58,8 @@ class SlottedLayers:
             for path, (a, b) in copy.parts.items():
                 self._layers[path].fill(slot, a, b)
 
-    def rows(self, slots: Sequence[int]) -> None:
+    def rows(self, slots: Sequence[int], *, rows_first: bool) -> None:
+        self._rows.rows_first = rows_first
         if tuple(slots) == self._rows.slots:
             return
         if not all(0 <= slot <= self._slots for slot in slots):

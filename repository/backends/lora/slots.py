@@ -23,11 +23,19 @@ from repository.errors import InferenceFailedError
 Tensor = torch.Tensor
 
 
+class RowsUnclearError(InferenceFailedError):
+    """A layer was given something of which nobody can tell where the rows of the batch lie in it."""
+
+
 class Rows:
-    """Which slot each row of the next forward belongs to. Shared by all layers of a model."""
+    """Which slot each row of the next forward belongs to. Shared by all layers of a model.
+
+    `rows_first`: see `LoraAdapters.rows`.
+    """
 
     def __init__(self) -> None:
         self.slots: tuple[int, ...] = ()
+        self.rows_first = True
         self.shared: int | None = 0  # the slot, where it is the same for all rows
         self.groups: list[Groups] = []
         self._indices: dict[tuple[int, torch.device], tuple[Tensor, ...]] = {}
@@ -125,8 +133,8 @@ class LayerSlots:
             flat.addmm_(h, self.b[rows.shared])
             return
         count = len(rows.slots)
-        if x.ndim < 2 or (len(x) != count and (x.ndim > 2 or len(x) % count)):
-            raise InferenceFailedError(
+        if not _is_by_rows(x, count, known=rows.rows_first):
+            raise RowsUnclearError(
                 f"layer {self._path} was given {list(x.shape)} in a batch of {count} rows: requests "
                 "for different adapters cannot share a batch of this model; set max_batch_size to 0"
             )
@@ -158,3 +166,12 @@ class LayerSlots:
         x = x.index_select(0, padded).view(group.count, group.size * each, x.shape[-1])
         change = torch.bmm(torch.bmm(x, a.transpose(1, 2)), b).view(-1, each, y.shape[-1])
         y.index_add_(0, rows, change.index_select(0, places))
+
+
+def _is_by_rows(x: Tensor, count: int, *, known: bool) -> bool:
+    """Is it [rows, ..., in], or (where that is `known` of the model) [rows * any, in]? By its shape."""
+    if x.ndim < 2:
+        return False
+    if known:
+        return len(x) == count or (x.ndim == 2 and len(x) % count == 0)
+    return len(x) == count and count not in x.shape[1:-1]

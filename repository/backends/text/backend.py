@@ -85,12 +85,14 @@ class TextBackend:
         torch.set_num_threads(order.threads)
         folder.be_quiet()
         said = folder.read_config(order.path)
+        config = folder.model_config(order.path)  # before the tokenizer, which looks at it too
         tokenizer = folder.read_tokenizer(order.path)
-        model = folder.read_model(order, said, options.dtype)
+        model = folder.read_model(order, said, config, options.dtype)
         width = proof.widths(model, order.device)
         self._vocab = min(width, model.get_input_embeddings().weight.shape[0])
         self._max_len = _max_len(model, options)
-        self._ends = folder.ends_of(order.path, model.config)
+        ends = folder.ends_of(order.path, model.config)
+        self._ends = frozenset(token for token in ends if token < self._vocab)
         self._prompts = Prompts(tokenizer, self._vocab, self._max_len)
         weights = folder.weight_bytes(model)
         if order.config.adapters.enabled:

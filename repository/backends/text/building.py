@@ -16,6 +16,9 @@ import torch
 
 from repository.backends.base import Order
 from repository.backends.weights import read_weights, weight_files
+from repository.errors import LoadFailedError
+
+MOST_MADE = 1 << 24  # numbers that transformers may make, for the sake of a report with names
 
 
 def build(
@@ -39,6 +42,7 @@ def build(
 def around(
     kind: Any, config: Any, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> tuple[Any, dict[str, Any]]:
+    _check_size(kind, config, sum(tensor.numel() for tensor in tensors.values()))
     made: tuple[Any, dict[str, Any]] = kind.from_pretrained(
         None,
         config=config,
@@ -49,6 +53,18 @@ def around(
         local_files_only=True,
     )
     return made
+
+
+def _check_size(kind: Any, config: Any, there: int) -> None:
+    """What the files lack, transformers makes: a config that speaks of another model would fill any
+    memory, before there is a report that names what is wrong."""
+    with torch.device("meta"):
+        described = sum(part.numel() for part in kind(config).parameters())
+    if described > 2 * there + MOST_MADE:  # twice: tied weights are stored once
+        raise LoadFailedError(
+            f"config.json describes a model of {described} numbers, its weights have {there}: they do "
+            "not belong together, or files are missing"
+        )
 
 
 def around_stand_ins(

@@ -7,12 +7,15 @@ from repository.backends.lora.adapters import LoraAdapters
 from repository.backends.text.sequence import Writing
 from repository.errors import RepositoryError
 
+MOST_PASSES = 32
+
 
 class Desk:
     """`lora`: None where the model takes no adapters (then every adapter slot is 0).
 
     A sequence has its adapter's slot from its start to its end. One whose adapter finds no slot waits,
-    and others may pass it.
+    and others may pass it; MOST_PASSES of those with adapters, then these wait too. Otherwise adapters
+    that are always asked for would never leave their slots.
     """
 
     def __init__(self, lora: LoraAdapters | None) -> None:
@@ -49,10 +52,13 @@ class Desk:
         """At most `seats` of those that wait, the longest waiting first; they run from now on."""
         called: list[Writing] = []
         busy: set[str] = set()
+        stuck: list[Writing] = []
         for writing in list(self._waiting.values()) if seats > 0 else ():
             if len(called) == seats:
                 break
             if writing.adapter in busy:
+                continue
+            if writing.adapter and any(one.passed >= MOST_PASSES for one in stuck):
                 continue
             try:
                 slot = self.lora.take(writing.adapter) if self.lora is not None else 0
@@ -62,7 +68,11 @@ class Desk:
                 continue
             if slot is None:
                 busy.add(writing.adapter)
+                stuck.append(writing)
                 continue
+            if writing.adapter:
+                for one in stuck:
+                    one.passed += 1
             del self._waiting[writing.number]
             writing.adapter_slot = slot
             writing.started()

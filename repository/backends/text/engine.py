@@ -8,7 +8,8 @@ others slower for a while, but never stops them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from repository.backends.text.desk import Desk
 from repository.backends.text.sampling import Chosen, Sampler, logprobs
 from repository.backends.text.sequence import Writing
 from repository.errors import InferenceFailedError, RepositoryError
+
+log = logging.getLogger("modeldepot.text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,8 @@ class SlotsEngine:
         rows, count = self._readers()
         first = self._seats.index(rows[0])
         parts = [row.prompt[row.cached : row.cached + count] for row in rows]
-        tokens = [part + [0] * (count - len(part)) for part in parts]  # what follows overwrites it
+        # What follows overwrites the fillers; until then they must be numbers, as these tokens give.
+        tokens = [part + part[-1:] * (count - len(part)) for part in parts]
         begins = [row.cached for row in rows]
         lasts = sorted({len(part) - 1 for part in parts})
         every = any(row.echoes_logprobs for row in rows)
@@ -118,20 +122,22 @@ class SlotsEngine:
         logits = self._forward(first, rows, tokens, begins, keep, told)
         if logits is None:
             return
-        done: list[Writing] = []
-        ends: list[torch.Tensor] = []
+        ends = [len(part) - 1 if every else lasts.index(len(part) - 1) for part in parts]
+        last = logits[self._tensor(range(len(rows))), self._tensor(ends), : self._vocab]
+        fine = last.amax(-1).isfinite().tolist()
         for i, (row, part) in enumerate(zip(rows, parts, strict=True)):
-            self._overhear(row, logits[i], len(part))
+            if fine[i]:
+                self._overhear(row, logits[i], len(part))
             row.cached += len(part)
-            if row.cached == len(row.prompt):
-                done.append(row)
-                ends.append(logits[i, len(part) - 1 if every else lasts.index(len(part) - 1)])
+        self._expel(rows, fine, told)
+        done = [i for i, row in enumerate(rows) if fine[i] and row.cached == len(row.prompt)]
         if done:
-            self._promote(done, told)
-            sampler = Sampler([row.choice for row in done], self._vocab, self._run.device)
-            self._tell(done, sampler.choose(torch.stack(ends)[:, : self._vocab]), told)
+            ready = [rows[i] for i in done]
+            self._promote(ready, told)
+            sampler = Sampler([row.choice for row in ready], self._vocab, self._run.device)
+            self._tell(ready, sampler.choose(last[done]), told)
 
-    def _tensor(self, numbers: list[int]) -> torch.Tensor:
+    def _tensor(self, numbers: Sequence[int]) -> torch.Tensor:
         return torch.tensor(numbers, device=self._run.device)
 
     def _readers(self) -> tuple[list[Writing], int]:
@@ -158,7 +164,8 @@ class SlotsEngine:
         behind = row.prompt[row.cached + 1 : row.cached + count + 1]
         top = row.choice.sampling.logprobs or 0
         if behind or row.cached == 0:
-            row.read(logprobs(logits[: len(behind)], behind, [top] * len(behind)) if behind else [])
+            known = logits[: len(behind), : self._vocab]
+            row.read(logprobs(known, behind, [top] * len(behind)) if behind else [])
 
     def _promote(self, rows: list[Writing], told: list[Told]) -> None:
         """They have read their prompts: they write from now on."""
@@ -193,14 +200,22 @@ class SlotsEngine:
             return None
 
     def _tell(self, rows: list[Writing], chosen: list[Chosen], told: list[Told]) -> None:
+        self._expel(rows, [choice.token is not None for choice in chosen], told)
         for row, choice in zip(rows, chosen, strict=True):
             if choice.token is None:
-                self._cache.wipe(self._seats.index(row))
-                self._leave(row, told, no_numbers())
                 continue
             told.append(Told(row.number, row.take(choice, choice.token)))
             if row.finish is not None:
                 self._leave(row, told)
+
+    def _expel(self, rows: list[Writing], fine: list[bool], told: list[Told]) -> None:
+        """Those whose numbers broke leave in the step in which they broke. All are wiped before any row
+        moves: what moves leaves its old numbers behind, for whoever comes next."""
+        broken = [row for row, whole in zip(rows, fine, strict=True) if not whole]
+        for row in broken:
+            self._cache.wipe(self._seats.index(row))
+        for row in broken:
+            self._leave(row, told, no_numbers())
 
     def _leave(self, row: Writing, told: list[Told], error: RepositoryError | None = None) -> None:
         self._vacate(self._seats.index(row))
@@ -222,6 +237,10 @@ class SlotsEngine:
 
 
 def broke(error: Exception) -> InferenceFailedError:
+    """What its sequences are told. Raises it instead where the device itself is lost."""
+    if isinstance(error, torch.AcceleratorError):
+        raise error
+    log.error("the model broke", exc_info=error)
     reason = (str(error).splitlines() or [""])[0]
     return InferenceFailedError(f"the model broke: {type(error).__name__}: {reason}")
 

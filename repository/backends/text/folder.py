@@ -9,7 +9,7 @@ private copy is ever mapped; transformers builds the model around them.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +110,9 @@ def read_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def read_model(order: Order, said: dict[str, Any], dtype: str) -> Any:
-    """The model on its device, in eval mode. `said`: its config.json; `dtype`: "auto" (the config's,
-    else float32) or one of DTYPES. Raises IncompleteFilesError, FilesChangedError, LoadFailedError."""
-    try:
-        config = AutoConfig.from_pretrained(
-            order.path, local_files_only=True, trust_remote_code=False
-        )
-    except FOREIGN as error:
-        raise LoadFailedError(f"{CONFIG}: {_first_line(error, order.path)}") from error
+def read_model(order: Order, said: dict[str, Any], config: Any, dtype: str) -> Any:
+    """The model on its device, in eval mode. `said`: its config.json; `config`: the same for
+    transformers; `dtype`: "auto" (the config's, else float32) or one of DTYPES. Raises IncompleteFilesError, FilesChangedError, LoadFailedError."""
     kind = _class_of(config, said)
     _check_files(order.path)
     wanted = _dtype(config, dtype)
@@ -132,6 +126,17 @@ def read_model(order: Order, said: dict[str, Any], dtype: str) -> Any:
     _check_report(report, count)
     model.generation_config = bare_generation()
     return model.eval().requires_grad_(False)
+
+
+def model_config(folder: Path) -> Any:
+    """As transformers understands config.json. Raises LoadFailedError."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever the class of that model_type thinks of it
+        raise LoadFailedError(f"{CONFIG}: {_first_line(error, folder)}") from error
+    # Whose code computes attention is not the folder's business: it may name a kernel on the hub.
+    config._attn_implementation = None
+    return config
 
 
 def bare_generation(**settings: Any) -> Any:
@@ -204,8 +209,9 @@ def _some(names: Collection[Any]) -> str:
 
 
 def _first_line(error: BaseException, folder: Path) -> str:
-    lines: Iterable[str] = str(error).strip().splitlines() or [type(error).__name__]
-    return next(iter(lines)).replace(f"{folder}/", "").replace(str(folder), "the folder")[:300]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return line.replace(f"{folder}/", "").replace(str(folder), "the folder")[:300]
 
 
 def weight_bytes(model: Any) -> int:

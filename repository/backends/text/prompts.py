@@ -11,16 +11,19 @@ from typing import Any
 
 import jinja2
 
+from repository.backends import panics
 from repository.errors import InvalidRequestError
 from repository.generate import GenerateRequest
 
 MAX_MESSAGES = 4096
+MAX_REASON = 1000  # characters of what a template says
 # What a chat template of someone else's may fail with.
 TEMPLATE_ERRORS = (
     jinja2.TemplateError,
     ArithmeticError,
     AttributeError,
     LookupError,
+    MemoryError,
     RecursionError,
     TypeError,
     ValueError,
@@ -70,8 +73,12 @@ class Prompts:
 
     def _tokens(self, text: str, *, add_special_tokens: bool) -> list[int]:
         self._check_size(len(text))
+        unread = InvalidRequestError(
+            "the prompt cannot be cut into tokens: the model's tokenizer gives up on it"
+        )
         try:
-            ids = self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+            with panics.refused(unread):  # a pattern of tokenizer.json that never comes to an end
+                ids = self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
         except (TypeError, ValueError) as error:  # halves of surrogate pairs
             raise InvalidRequestError("the prompt is no text that UTF-8 can write") from error
         return list(ids)
@@ -120,8 +127,12 @@ class Prompts:
                 **request.template,
             )
         except TEMPLATE_ERRORS as error:
-            raise InvalidRequestError(f"the chat template refuses: {error}") from error
+            raise InvalidRequestError(f"the chat template refuses: {_reason(error)}") from error
         return str(text)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:MAX_REASON]
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def shapes(model: Any, max_len: int, device: str) -> list[LayerShape]:
     for name in ("attention_mask", "position_ids", "past_key_values"):
         if name not in takes:
             raise NotPlainError(f"its forward takes no {name}")
+    _check_angles(config.get_text_config(), max_len)
     try:
         cache = DynamicCache(config=config)
         for layer in cache.layers:
@@ -76,6 +77,18 @@ def _check_layer(layer: Any, max_len: int) -> None:
         raise NotPlainError(
             f"a layer sees the last {layer.sliding_window} tokens, fewer than max_len {max_len}"
         )
+
+
+def _check_angles(config: Any, max_len: int) -> None:
+    """Angles that are other ones as soon as any row of a forward is long would make what a row says
+    depend on its company."""
+    said = getattr(config, "rope_parameters", None) or {}
+    for one in (said, *(part for part in said.values() if isinstance(part, dict))):
+        short = one.get("original_max_position_embeddings") or max_len
+        if one.get("rope_type") == "longrope" and short < max_len:
+            raise NotPlainError(
+                f"its positions mean something else beyond {short} tokens, fewer than max_len {max_len}"
+            )
 
 
 def _shape(layer: Any) -> LayerShape:

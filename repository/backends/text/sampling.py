@@ -20,6 +20,8 @@ from repository.generate import Sampling
 MAX_LOGPROBS = 100
 MAX_STOPS, LONGEST_STOP = 32, 1024
 LIKELY, MORE = 256, 16  # so many are sorted first, and times so many where that was too few
+LEAST_PENALTY, MOST_PENALTY = 0.01, 100  # by more, logits would leave what a float32 holds
+COLDEST = 1e-30  # a temperature below it would be 0 as a float32, and 0 / 0 is no number
 DRAWS = 32  # bits of a random number: a row's total times it is always below the total
 
 
@@ -33,7 +35,9 @@ class Choice:
         self.prompt = prompt
         self.ends = ends
         self.written: list[int] = []
-        self.random = random.Random(sampling.seed)
+        seed = sampling.seed
+        # Random takes -1 for 1, and those two are to give different answers.
+        self.random = random.Random(None if seed is None else seed % 2**64)
 
     @property
     def plain(self) -> bool:
@@ -90,7 +94,7 @@ class Sampler:
         self._wanted = [i for i, s in enumerate(settings) if s.logprobs is not None]
         drawn = [i for i, s in enumerate(settings) if s.temperature > 0]
         self._drawn = drawn
-        self._heat = self._column([settings[i].temperature for i in drawn])
+        self._heat = self._column([max(settings[i].temperature, COLDEST) for i in drawn])
         self._greedy = [i for i, s in enumerate(settings) if s.temperature == 0]
         self._whole = [i for i in drawn if not rows[i].cut]
         self._cut = [i for i in drawn if rows[i].cut]
@@ -256,8 +260,8 @@ def check(sampling: Sampling, vocab: int) -> None:
         (
             "repetition_penalty",
             s.repetition_penalty,
-            0 < s.repetition_penalty < math.inf,
-            "be above 0",
+            LEAST_PENALTY <= s.repetition_penalty <= MOST_PENALTY,
+            f"be {LEAST_PENALTY} to {MOST_PENALTY}",
         ),
         ("presence_penalty", s.presence_penalty, math.isfinite(s.presence_penalty), "be a number"),
         (

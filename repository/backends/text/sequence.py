@@ -18,6 +18,7 @@ class Writing:
 
     cached   so many of its tokens have been through the model
     adapter, adapter_slot   which one, and where it lies while this runs
+    passed   so many with adapters began before it while its own found no slot
     finish   None: it goes on
     """
 
@@ -33,6 +34,7 @@ class Writing:
         self.number = number
         self.adapter = request.adapter
         self.adapter_slot = 0
+        self.passed = 0
         self.prompt = prompts.read(request)
         self.cached = 0
         self.finish: Finish | None = None

@@ -13,6 +13,7 @@ Decode: TypeAlias = Callable[[Sequence[int]], str]
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for bytes that are no character (yet)
 LONGEST_CHARACTER = 4  # bytes, thus tokens
+FARTHEST, NEAR = 256, 2 * LONGEST_CHARACTER  # tokens that are decoded again: never more, at least
 
 
 class Letters:
@@ -39,6 +40,8 @@ class Letters:
         self._shown = max(self._shown, len(whole))
         if len(whole) == len(text):
             self._move_on()
+        if len(self._tokens) - self._begin > FARTHEST:
+            self._look_less_far()
         if new:
             self._said.append(new)
         return new
@@ -50,6 +53,13 @@ class Letters:
         if behind:
             self._begin, self._shown = self._whole, behind
         self._whole = len(self._tokens)
+
+    def _look_less_far(self) -> None:
+        """Tokens that never make the text whole, or that leave none, would be decoded again with each
+        that follows. What was held back of them stays held back."""
+        self._begin = len(self._tokens) - NEAR
+        self._whole = max(self._whole, self._begin)
+        self._shown = len(self._whole_part(self._decode(self._tokens[self._begin :])))
 
     def _whole_part(self, text: str) -> str:
         """Without what the next tokens may still change. Bytes that are no character by now, and
