@@ -99,7 +99,9 @@ class AdapterCalls:
 
         Raises ModelNotFoundError.
         """
-        model, _, adapter = name.partition(":")
+        model, colon, adapter = name.partition(":")
+        if colon and not adapter:
+            raise ModelNotFoundError(f"'{shown(name)}' names no adapter behind its colon")
         try:
             return self._model_of(model), adapter
         except ModelNotFoundError:

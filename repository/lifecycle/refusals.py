@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from repository.errors import (
+    FilesChangedError,
     IncompleteFilesError,
     LoadFailedError,
     ModelNotReadyError,
     RepositoryError,
+    SupersededError,
     UntrustedCodeError,
     VersionNotFoundError,
     WorkerDiedError,
@@ -57,6 +59,8 @@ def of_folder(folder: ModelFolder) -> RepositoryError:
 
 def of_generation(gen: Generation, error: BaseException) -> RepositoryError:
     """To a load: the generation that it caused ended with `error`."""
+    if isinstance(error, FilesChangedError):
+        return SupersededError(f"the load of '{gen.spec.model}' was overtaken: {error}")
     if isinstance(error, RepositoryError):
         return error
     found = LoadFailedError(f"{gen.spec.model} version {gen.spec.version}: {text_of(error)}")

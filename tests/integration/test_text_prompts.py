@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from repository.backends.text import prompts
 from repository.errors import InvalidRequestError
 from repository.generate import GenerateRequest, Sampling
 from repository.messages import InferRequest
@@ -130,6 +131,19 @@ def test_a_text_that_the_tokenizer_gives_up_on_harms_nobody_else(tmp_path: Path)
         with pytest.raises(InvalidRequestError, match="tokenizer gives up on it"):
             writer.backend.begin(1, asked("a" * 60 + "c"))
         assert len(writer.ask("a", max_tokens=3).tokens) == 3
+
+
+def test_a_template_that_does_not_end_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "TEMPLATE_S", 0.1)
+    tiny.write_text_model(tmp_path)
+    rounds = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(rounds)
+    with writing(tmp_path) as writer:
+        with pytest.raises(InvalidRequestError, match="had not ended after 0.1 s; does it"):
+            writer.backend.begin(1, chat(user("fox")))
+        assert writer.backend.unfinished == 0
 
 
 def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:

@@ -251,10 +251,10 @@ async def test_names_of_models_and_adapters_resolve(tmp_path):
         calls.drop(source("a"), source("m"), source("both"))
         calls.drop(source("both"), model="n")
         assert calls.resolve("m") == ("m", "") and calls.resolve("a") == ("m", "a")
-        assert calls.resolve("m:b") == ("m", "b") and calls.resolve("n:") == ("n", "")
+        assert calls.resolve("m:b") == ("m", "b")
         with pytest.raises(ModelNotFoundError, match=r"2 models .* \(m:both, n:both\)"):
             calls.resolve("both")
-        for unknown in ("z", "z:a", ":a", ""):
+        for unknown in ("z", "z:a", ":a", "", "n:"):
             with pytest.raises(ModelNotFoundError):
                 calls.resolve(unknown)
 

@@ -96,6 +96,7 @@ def test_a_file_that_is_cut_anywhere_is_incomplete(tmp_path: Path, name: str) ->
         header({"a": {"dtype": "U8", "shape": [1e400], "data_offsets": [0, 4]}}, b"1234"),
         header({"a": [1]}), header([1]), header(b"{"), header(b"[" * 50_000), header(b"\xff\xff"),
         struct.pack("<Q", 2**64 - 1) + b"{}", struct.pack("<Q", 100_000_001) + b"{}",
+        struct.pack("<Q", 17 << 20) + b"{}".ljust(17 << 20),  # whole, and more than the front reads
     ],
 )  # fmt: skip
 def test_a_safetensors_header_that_lies_is_told(tmp_path: Path, content: bytes) -> None:

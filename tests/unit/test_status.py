@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from repository.errors import CheckFailedError
+from repository.errors import CheckFailedError, FilesChangedError, SupersededError
+from repository.lifecycle.refusals import of_generation
 from repository.lifecycle.states import State
 from repository.lifecycle.status import PUBLIC, Public, describe, has_failed
 from repository.snapshot import Problem
@@ -105,3 +106,9 @@ def test_a_model_with_one_generation_is_told_as_one_with_several_is(state, wante
 def test_a_model_of_which_nothing_runs_is_told_as_one_that_has_gone(wanted):
     nothing, gone = told(wanted=wanted), told(gen(State.GONE), wanted=wanted)
     assert nothing == gone._replace(generations=(), changed_at=None)
+
+
+async def test_a_load_whose_files_change_under_it_was_overtaken_not_wrong():
+    gen = newborn()
+    found = of_generation(gen, FilesChangedError("the files of m version 1 changed"))
+    assert isinstance(found, SupersededError) and "changed" in str(found)

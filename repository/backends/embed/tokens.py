@@ -21,7 +21,8 @@ from repository.errors import IncompleteFilesError, InvalidTensorError
 from repository.tensors import Array, Tensor
 
 PADDING = -1  # in `input_ids`, behind the last token
-MAX_TEXT = 1 << 20  # bytes of a text, and at once: a byte costs up to 150 while it is cut into tokens
+# Bytes of a text, and of several at once: one costs up to 150 while it is cut into tokens.
+MAX_TEXT = 1 << 20
 
 
 class Row:
@@ -72,11 +73,10 @@ class Tokens:
         unread = InvalidTensorError(
             f"'{tensor.name}' cannot be cut into tokens: the model's tokenizer gives up on it"
         )
-        encoded = []
+        rows: list[Row] = []
         with panics.refused(unread):  # a pattern of tokenizer.json that never comes to an end
             for some in _together(texts):
-                encoded += self._tokenizer.encode_batch_fast(some)
-        rows = [Row(each.ids, types if any(types := each.type_ids) else None) for each in encoded]
+                rows += map(_row, self._tokenizer.encode_batch_fast(some))
         return self._checked(tensor.name, rows, "has no tokens: an empty text has no meaning here")
 
     def of_ids(self, tensor: Tensor) -> list[Row]:
@@ -133,6 +133,12 @@ class Tokens:
         encoded = self._tokenizer.encode(prompt)
         closing: bool = encoded.special_tokens_mask[-1:] == [1]
         return len(encoded.ids) - closing
+
+
+def _row(encoded: Any) -> Row:
+    """Without what was cut off, which an encoding keeps."""
+    types = encoded.type_ids
+    return Row(encoded.ids, types if any(types) else None)
 
 
 def _together(texts: Sequence[str]) -> Iterator[Sequence[str]]:

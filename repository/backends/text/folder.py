@@ -112,7 +112,9 @@ def read_tokenizer(folder: Path) -> Any:
 
 def read_model(order: Order, said: dict[str, Any], config: Any, dtype: str) -> Any:
     """The model on its device, in eval mode. `said`: its config.json; `config`: the same for
-    transformers; `dtype`: "auto" (the config's, else float32) or one of DTYPES. Raises IncompleteFilesError, FilesChangedError, LoadFailedError."""
+    transformers; `dtype`: "auto" (the config's, else float32) or one of DTYPES.
+
+    Raises IncompleteFilesError, FilesChangedError, LoadFailedError."""
     kind = _class_of(config, said)
     _check_files(order.path)
     wanted = _dtype(config, dtype)

@@ -12,10 +12,12 @@ from typing import Any
 import jinja2
 
 from repository.backends import panics
+from repository.backends.text.time_limit import within
 from repository.errors import InvalidRequestError
 from repository.generate import GenerateRequest
 
 MAX_MESSAGES = 4096
+TEMPLATE_S = 3.0  # nobody else's text goes on meanwhile
 MAX_REASON = 1000  # characters of what a template says
 # What a chat template of someone else's may fail with.
 TEMPLATE_ERRORS = (
@@ -119,13 +121,17 @@ class Prompts:
             raise InvalidRequestError(f"a template cannot be given '{min(taken)}'")
         plain = [_plain(message) for message in messages]
         self._check_size(sum(len(str(message.get("content") or "")) for message in plain))
+        too_slow = InvalidRequestError(
+            f"the chat template had not ended after {TEMPLATE_S:g} s; does it loop?"
+        )
         try:
-            text = self._tokenizer.apply_chat_template(
-                plain,
-                tokenize=False,
-                add_generation_prompt=request.add_generation_prompt,
-                **request.template,
-            )
+            with within(TEMPLATE_S, too_slow):
+                text = self._tokenizer.apply_chat_template(
+                    plain,
+                    tokenize=False,
+                    add_generation_prompt=request.add_generation_prompt,
+                    **request.template,
+                )
         except TEMPLATE_ERRORS as error:
             raise InvalidRequestError(f"the chat template refuses: {_reason(error)}") from error
         return str(text)
