@@ -141,7 +141,7 @@ def test_a_template_that_does_not_end_is_ended(
     rounds = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     (tmp_path / "chat_template.jinja").write_text(rounds)
     with writing(tmp_path) as writer:
-        with pytest.raises(InvalidRequestError, match="had not ended after 0.1 s; does it"):
+        with pytest.raises(InvalidRequestError, match="had not ended after"):
             writer.backend.begin(1, chat(user("fox")))
         assert writer.backend.unfinished == 0
 
