@@ -4,8 +4,7 @@ which row is which in what its layers are given; else as several.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from repository.backends import torch_io
 from repository.backends.lora.adapters import LoraAdapters
 from repository.backends.lora.slots import RowsUnclearError
-from repository.errors import InferenceFailedError, InvalidTensorError, NoAdapterSlotError
+from repository.errors import InferenceFailedError, InvalidTensorError
 
 Inputs = Mapping[str, torch.Tensor]
 
@@ -38,14 +37,14 @@ def in_parts(
                 f"the request names {len(set(adapters))} adapters; without batching "
                 "(max_batch_size 0) it may name one"
             )
-        with _taken([adapters[0]], lora) as slots:
+        with lora.taken([adapters[0]]) as slots:
             return _run(forward, inputs, [slots[adapters[0]]], lora)
     left = list(range(len(adapters)))
     done: list[tuple[list[int], Any]] = []
     mixed = True
     while left:
         wanted = left if mixed else [row for row in left if adapters[row] == adapters[left[0]]]
-        with _taken([adapters[row] for row in wanted], lora) as slots:
+        with lora.taken(adapters[row] for row in wanted) as slots:
             part = [row for row in wanted if adapters[row] in slots]
             chosen = [slots[adapters[row]] for row in part]
             try:
@@ -65,23 +64,6 @@ def _some(inputs: Inputs, part: Sequence[int], rows: int) -> Inputs:
         return inputs
     some = torch.tensor(part)
     return {name: t.index_select(0, some.to(t.device)) for name, t in inputs.items()}
-
-
-@contextmanager
-def _taken(names: Sequence[str], lora: LoraAdapters) -> Iterator[dict[str, int]]:
-    """Slots of as many of the adapters as there is room for (at least one), until the end of it."""
-    slots: dict[str, int] = {}
-    try:
-        for name in dict.fromkeys(names):
-            slot = lora.take(name)
-            if slot is not None:
-                slots[name] = slot
-        if not slots:
-            raise NoAdapterSlotError(f"no slot is free for adapter {names[0]}; ask again")
-        yield slots
-    finally:
-        for slot in slots.values():
-            lora.give(slot)
 
 
 def _run(

@@ -38,7 +38,6 @@ log = logging.getLogger("modeldepot.folder")
 
 PICKLE = "adapter_model.bin"
 MAX_CONFIG = 1 << 20  # bytes
-MAX_HEADER = 16 << 20  # bytes of JSON: thousands of layers
 TICK_S = 0.1  # as in `folder.scan`
 NOTHING: Mapping[str, AdapterSource] = MappingProxyType({})
 
@@ -222,7 +221,7 @@ def _facts(look: _Look, root: str, read: Read) -> AdapterFacts:
         config = file.read(MAX_CONFIG + 1)
     if len(config) > MAX_CONFIG:
         raise _Flaw(f"{CONFIG} has more than {MAX_CONFIG} bytes")
-    return read(config, read_header(f"{look.path}/{WEIGHTS}", root, MAX_HEADER))
+    return read(config, read_header(f"{look.path}/{WEIGHTS}", root))
 
 
 def _unreadable(error: OSError) -> str:

@@ -49,16 +49,16 @@ class Header:
         return max((entry.data_offsets[1] for entry in self.tensors.values()), default=0)
 
 
-def header_of(fd: int, size: int, most: int = MAX_HEADER) -> Header:
-    """Of an open file of `size` bytes; `most`: bytes of JSON that are read. Raises
-    IncompleteFilesError, OSError. The texts do not name the file."""
+def header_of(fd: int, size: int) -> Header:
+    """Of an open file of `size` bytes. Raises IncompleteFilesError, OSError. The texts do not name the
+    file."""
     raw = os.pread(fd, 8, 0)
     if len(raw) < 8:
         raise IncompleteFilesError(f"the file has {size} bytes, its header alone needs 8")
     (length,) = struct.unpack("<Q", raw)
-    if length > most:
+    if length > MAX_HEADER:
         raise IncompleteFilesError(
-            f"it declares a header of {length} bytes, at most {most} are allowed; "
+            f"it declares a header of {length} bytes, at most {MAX_HEADER} are allowed; "
             "is it a safetensors file?"
         )
     if length > size - 8:

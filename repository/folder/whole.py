@@ -24,7 +24,7 @@ from repository.folder.files import decoded
 from repository.folder.flaws import STILL_COPYING, FlawError
 from repository.folder.onnx_files import External, externals_of
 from repository.folder.opening import open_inside
-from repository.folder.safetensors_header import MAX_HEADER, header_of
+from repository.folder.safetensors_header import header_of
 from repository.names import inside, shown
 from repository.snapshot import Problem
 
@@ -68,13 +68,13 @@ def inspect(path: str, root: str, where: str, version: int | None = None) -> Ver
         return Verdict(Problem(where, "io", f"cannot be read: {reason}", hint, version))
 
 
-def read_header(path: str, root: str, most: int = MAX_HEADER) -> dict[str, TensorHead]:
-    """Of a safetensors file that is complete: name -> (datatype, shape). `most`: bytes of it.
+def read_header(path: str, root: str) -> dict[str, TensorHead]:
+    """Of a safetensors file that is complete: name -> (datatype, shape).
 
     Raises IncompleteFilesError, OSError.
     """
     with open(open_inside(root, path), "rb", 0) as file:
-        header = header_of(file.fileno(), os.fstat(file.fileno()).st_size, most)
+        header = header_of(file.fileno(), os.fstat(file.fileno()).st_size)
     return {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()}
 
 

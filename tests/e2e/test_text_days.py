@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +131,11 @@ async def begun(client: openai.AsyncOpenAI) -> Any:
     return stream
 
 
-async def test_a_client_that_leaves_frees_its_slot(repo: Path) -> None:
+async def test_who_leaves_frees_the_slot_and_a_killed_worker_says_so_and_comes_back(
+    repo: Path,
+) -> None:
     long_writer(repo)
-    async with writing(repo) as (_, http, _, client):
+    async with writing(repo) as (_, http, told, client):
         for _ in range(3):
             stream = await begun(client)
             waiting = asyncio.create_task(written(client))
@@ -142,12 +144,7 @@ async def test_a_client_that_leaves_frees_its_slot(repo: Path) -> None:
         (serving,) = (await shown(http, "writer"))["generations"]
         assert serving["leases"] == 0
 
-
-async def test_a_killed_worker_ends_its_streams_with_a_reason_and_comes_back(repo: Path) -> None:
-    long_writer(repo)
-    async with writing(repo) as (_, http, told, client):
         stream = await begun(client)
-        (serving,) = (await shown(http, "writer"))["generations"]
         os.kill(serving["loaded"]["details"]["pids"][0], signal.SIGKILL)
         with pytest.raises(openai.APIError, match="died"):
             async for _ in stream:
@@ -178,69 +175,61 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return ADAPTERS
 
 
-async def adapter_is(http: httpx.AsyncClient, name: str, state: str | None) -> None:
+async def until_it_writes(client: openai.AsyncOpenAI, model: str, text: str) -> None:
+    """What the folder says now is in use a moment later."""
     async with asyncio.timeout(WITHIN_S):
         while True:
-            found = {a["name"]: a["state"] for a in (await shown(http, "writer"))["adapters"]}
-            if found.get(name) == state:
-                return
+            with suppress(openai.NotFoundError, openai.InternalServerError):  # not yet there
+                if (await written(client, model))[0] == text:
+                    return
             await asyncio.sleep(0.02)
 
 
-async def test_adapters_come_change_and_go_while_the_model_serves(
+async def until_it_is_gone(client: openai.AsyncOpenAI, model: str) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            try:
+                await written(client, model)
+            except openai.NotFoundError:
+                return
+
+
+async def test_adapters_come_change_and_go_while_the_model_serves_and_share_its_batches(
     repo: Path, adapters: dict[int, Path]
 ) -> None:
     base = said_by(tiny.model_of("llama"))
-    first, second = said_by(adapted(0)), said_by(adapted(1))
-    assert len({base, first, second}) == 3
+    texts = [said_by(adapted(seed)) for seed in adapters]
+    assert len({base, *texts}) == 1 + len(adapters)
     tiny.write_text_model(repo / "writer", "llama")
-    home = repo / "writer" / "adapters"
-    async with writing(repo) as (_, http, told, client):
-        with pytest.raises(openai.NotFoundError):
-            await written(client, "writer:pirate")
-
-        half = home / "half"
-        half.mkdir(parents=True)
-        shutil.copy(adapters[0] / "adapter_config.json", half)
-        shutil.copytree(adapters[0], home / "pirate")
-        await told.until(lambda e: e.kind == "adapter.registered")
-        assert await written(client, "writer:pirate") == (first, "length")
-        assert await written(client, "pirate") == (first, "length")
-        assert await written(client) == (base, "length")
-
-        event = told.events[-1].id
-        shutil.copytree(adapters[1], home / "pirate", dirs_exist_ok=True)
-        await told.until(lambda e: e.kind == "adapter.updated", event)
-        assert await written(client, "writer:pirate") == (second, "length")
-
-        order = {"model_name": "writer", "force_reload": True}
-        assert (await http.post("/v1/models/load", json=order)).status_code == 200
-        assert await written(client, "writer:pirate") == (second, "length")
-
-        shutil.rmtree(home / "pirate")
-        await told.until(lambda e: e.kind == "adapter.unregistered")
-        with pytest.raises(openai.APIStatusError):
-            await written(client, "writer:pirate")
-        assert await written(client) == (base, "length")
-        assert len(told.generations("writer")) == 2, "an adapter must not reload its model"
-
-
-async def test_different_adapters_at_once_write_what_each_writes_alone(
-    repo: Path, adapters: dict[int, Path]
-) -> None:
-    expected = {f"a{seed}": said_by(adapted(seed)) for seed in adapters}
-    expected[""] = said_by(tiny.model_of("llama"))
-    tiny.write_text_model(repo / "writer", "llama")
-    for seed, folder in adapters.items():
-        shutil.copytree(folder, repo / "writer" / "adapters" / f"a{seed}")
     # Fewer places than adapters: some sequences wait for one.
     config = "backend: text\nadapters: {slots: 5}\noptions: {slots: 8}\n"
     (repo / "writer" / "config.yaml").write_text(config)
-    async with writing(repo) as (_, http, _, client):
-        for seed in adapters:
-            await adapter_is(http, f"a{seed}", "registered")
+    home = repo / "writer" / "adapters"
+    async with writing(repo) as (_, http, told, client):
+        with pytest.raises(openai.NotFoundError):
+            await written(client, "writer:a0")
+        half = home / "half"
+        half.mkdir(parents=True)
+        shutil.copy(adapters[0] / "adapter_config.json", half)
+        for seed, folder in adapters.items():
+            shutil.copytree(folder, home / f"a{seed}")
+        for seed, text in enumerate(texts):
+            await until_it_writes(client, f"writer:a{seed}", text)
+        with pytest.raises(openai.APIStatusError, match=r"adapter_model\.safetensors is missing"):
+            await written(client, "writer:half")
+
+        expected = {"writer": base} | {f"writer:a{i}": text for i, text in enumerate(texts)}
         names = list(expected) * 2
-        answers = await asyncio.gather(
-            *[written(client, f"writer:{name}" if name else "writer") for name in names]
-        )
+        answers = await asyncio.gather(*[written(client, name) for name in names])
         assert [text for text, _ in answers] == [expected[name] for name in names]
+
+        shutil.copytree(adapters[1], home / "a0", dirs_exist_ok=True)
+        await until_it_writes(client, "a0", texts[1])
+        order = {"model_name": "writer", "force_reload": True}
+        assert (await http.post("/v1/models/load", json=order)).status_code == 200
+        assert await written(client, "writer:a0") == (texts[1], "length")
+
+        shutil.rmtree(home / "a0")
+        await until_it_is_gone(client, "writer:a0")
+        assert await written(client) == (base, "length")
+        assert len(told.generations("writer")) == 2, "an adapter must not reload its model"

@@ -40,7 +40,6 @@ from repository.errors import (
     IncompleteFilesError,
     InvalidTensorError,
     LoadFailedError,
-    NoAdapterSlotError,
 )
 from repository.messages import InferRequest, InferResponse, Loaded, TensorSpec
 from repository.tensors import Array, Tensor
@@ -176,18 +175,9 @@ class EmbedBackend:
         lora = self._lora
         if lora is None:
             raise AdapterNotFoundError(NO_ADAPTERS)
-        held: dict[str, int | None] = {}
-        try:
-            for name in dict.fromkeys(adapters[at] for at in left):
-                held[name] = lora.take(name)
-            slots = {at: slot for at in left if (slot := held[adapters[at]]) is not None}
-            if not slots:
-                raise NoAdapterSlotError(f"no slot is free for the adapter '{adapters[left[0]]}'")
+        with lora.taken(adapters[at] for at in left) as held:
+            slots = {at: held[adapters[at]] for at in left if adapters[at] in held}
             self._embed(rows, slots, vectors)
-        finally:
-            for taken in held.values():
-                if taken is not None:
-                    lora.give(taken)
         return [at for at in left if at not in slots]
 
     def _embed(self, rows: Sequence[Row], slots: Mapping[int, int], vectors: Array) -> None:

@@ -6,7 +6,8 @@ the model itself, exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -95,6 +96,24 @@ class LoraAdapters:
         """Raises ValueError for a slot that was not taken."""
         if slot and self._table.give(slot):
             self._seat_waiting()
+
+    @contextmanager
+    def taken(self, names: Iterable[str]) -> Iterator[dict[str, int]]:
+        """Slots of as many of the adapters as there is room for now (of at least one), for the length
+        of the block. Raises as `take`, and NoAdapterSlotError if there is room for none."""
+        slots: dict[str, int] = {}
+        wanted = tuple(dict.fromkeys(names))
+        try:
+            for name in wanted:
+                slot = self.take(name)
+                if slot is not None:
+                    slots[name] = slot
+            if not slots:
+                raise NoAdapterSlotError(f"no slot is free for adapter '{wanted[0]}'; ask again")
+            yield slots
+        finally:
+            for slot in slots.values():
+                self.give(slot)
 
     def rows(self, slots: Sequence[int], *, rows_first: bool = True) -> None:
         """Which slot each row of the next forward belongs to. All 0: the wrapped layers do what they

@@ -22,7 +22,6 @@ from repository.folder.safetensors_header import Header, header_of
 
 CHUNK = 8 << 20  # bytes read at once
 ALIGN = 64  # of every matrix in host memory
-MAX_HEADER = 16 << 20  # bytes of JSON
 DATATYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
@@ -181,7 +180,7 @@ def _opened(order: AdapterOrder) -> Iterator[_Files]:
             _check(order, before)
             config = os.pread(opened[peft.CONFIG], peft.MAX_CONFIG + 1, 0)
             fd = opened[peft.WEIGHTS]
-            yield _Files(config, fd, header_of(fd, before[peft.WEIGHTS].size, MAX_HEADER))
+            yield _Files(config, fd, header_of(fd, before[peft.WEIGHTS].size))
             for name, then in before.items():
                 if _stamp(name, opened[name]) != then:
                     raise AdapterRefusedError(_changed(name))

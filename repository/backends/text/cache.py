@@ -22,7 +22,7 @@ class LayerShape(NamedTuple):
     value_size: int
 
 
-class SlotCache(Cache):
+class SlotCache(Cache):  # type: ignore[misc]  # of a library without types
     def __init__(
         self,
         shapes: Sequence[LayerShape],

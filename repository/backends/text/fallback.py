@@ -28,7 +28,7 @@ class _EnoughError(Exception):
     """Nobody wants the rest."""
 
 
-class Pen(transformers.LogitsProcessor):
+class Pen(transformers.LogitsProcessor):  # type: ignore[misc]  # of a library without types
     """One generate(). `start`, then `write` with what was chosen, return the next logits [vocab]."""
 
     def __init__(self, model: Any, writing: Writing, device: str) -> None:
