@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := repository server tests examples $(wildcard bench/*.py bench/peers/*.py)
 
+# Hundreds of short processes import the same sources in a test run: they are compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help run test check bench bench-peers format lock build clean
 
