@@ -21,7 +21,6 @@ It must not know how a model runs, nor check requests: `repository.signature` di
 from __future__ import annotations
 
 import asyncio
-import copy
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,24 +30,22 @@ from itertools import takewhile
 from repository.config import Batching, ModelConfig
 from repository.errors import (
     DependencyError,
-    InferenceFailedError,
     InvalidTensorError,
     NoAdapterSlotError,
     QueueFullError,
-    RepositoryError,
     RequestTimeoutError,
-    WorkerDiedError,
 )
 from repository.hosts.base import Host
 from repository.merging import merge, place, split
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.pacing import Pace, Reunion
-from repository.prompt import listen
+from repository.prompt import error_of, listen, own
 from repository.queueing import Alarm, InOrder, Outcome, Queue, Waiting, settle
 
 # With several slots nothing is sent ahead while a request has been at the host for so long: nobody
 # is to stand behind it.
 STUCK_S = 0.01
+STOPPED = "the model was stopped before it answered; ask again"
 OF_ONE = (InvalidTensorError, DependencyError, NoAdapterSlotError)  # one request's fault, perhaps
 ALONE = 8  # such answers in a row after which nobody waits an iteration of the loop for company
 EARLY_S = 0.0005  # uvloop's timers have whole milliseconds: one may ring so much too soon
@@ -129,7 +126,7 @@ class Batcher:
         Raises QueueFullError at once; after `close`, the error that it was given.
         """
         if self._closed is not None:
-            raise _own(self._closed)
+            raise own(self._closed, STOPPED)
         waiting = Waiting(loop=self._loop)
         waiting.request = request
         waiting.arrived = self._clock()
@@ -193,7 +190,7 @@ class Batcher:
     def _refuse(self, those: Sequence[Waiting], error: BaseException) -> None:
         """At once, whatever came before them."""
         for waiting in those:
-            settle(waiting, _own(error))
+            settle(waiting, own(error, STOPPED))
 
     # choosing -------------------------------------------------------------------------------------
 
@@ -312,7 +309,7 @@ class Batcher:
     ) -> None:
         self._alone_in_a_row = 0
         self._make_room(started, len(batch))
-        error = _error_of(answer)
+        error = error_of(answer)
         if error is not None:
             self._failed(batch, error)
             return
@@ -348,7 +345,7 @@ class Batcher:
             del self._since[waiting]
         self._alone_in_a_row = 0 if self._queue.length else self._alone_in_a_row + 1
         self._make_room(started, 1)
-        error = _error_of(answer)
+        error = error_of(answer)
         if error is not None:
             self._failed([waiting], error)
             return
@@ -380,24 +377,4 @@ class Batcher:
                 return
             error = self._closed  # for nobody knows whose fault it was
         for waiting in batch:
-            self._give(waiting, _own(error))
-
-
-def _error_of(answer: asyncio.Future[InferResponse]) -> BaseException | None:
-    """What it failed with; not raised: a traceback would tie it to the future that holds it, and both
-    to the requests, whose memory would then wait for the garbage collector."""
-    return asyncio.CancelledError() if answer.cancelled() else answer.exception()
-
-
-def _own(error: BaseException) -> RepositoryError:
-    """What the host failed with, as one of ours; a copy, for an exception that several wait for
-    would collect all their tracebacks."""
-    if isinstance(error, RepositoryError):
-        mine = copy.copy(error)
-        mine.__cause__ = error.__cause__
-        return mine
-    if isinstance(error, asyncio.CancelledError):
-        return WorkerDiedError("the model was stopped before it answered; ask again")
-    found = InferenceFailedError(f"{type(error).__name__}: {error}")
-    found.__cause__ = error
-    return found
+            self._give(waiting, own(error, STOPPED))

@@ -11,8 +11,11 @@ if it does all the same, the loop's exception handler hears of it and nobody els
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from repository.errors import InferenceFailedError, RepositoryError, WorkerDiedError
 
 T = TypeVar("T")
 Listener = Callable[[Any], None]
@@ -60,3 +63,23 @@ def listen(future: asyncio.Future[Any], listener: Listener) -> None:
         future.listener = listener
     else:
         future.add_done_callback(listener)
+
+
+def error_of(future: asyncio.Future[Any]) -> BaseException | None:
+    """What it failed with; not raised: a traceback would tie it to the future that holds it, and both
+    to the requests, whose memory would then wait for the garbage collector."""
+    return asyncio.CancelledError() if future.cancelled() else future.exception()
+
+
+def own(error: BaseException, stopped: str) -> RepositoryError:
+    """What a host failed with, as one of ours; a copy, for an exception that several wait for would
+    collect all their tracebacks. `stopped`: what to say of a cancellation."""
+    if isinstance(error, RepositoryError):
+        mine = copy.copy(error)
+        mine.__cause__ = error.__cause__
+        return mine
+    if isinstance(error, asyncio.CancelledError):
+        return WorkerDiedError(stopped)
+    found = InferenceFailedError(f"{type(error).__name__}: {error}")
+    found.__cause__ = error
+    return found

@@ -286,9 +286,7 @@ class Repository(AdapterCalls):
 
         Raises ModelNotFoundError.
         """
-        name = self._models.routes.model(check_name(model))
-        self._known(name)
-        return await self._end_of(name)
+        return await self._end_of(self._model_of(model))
 
     async def unload_all(self) -> UnloadAllReport:
         """Every model. What cannot be unloaded is named in `errors`; the others go all the same."""
@@ -343,9 +341,7 @@ class Repository(AdapterCalls):
 
     def status(self, model: str) -> ModelStatus:
         """Raises ModelNotFoundError, InvalidNameError."""
-        name = self._models.routes.model(model)
-        self._known(name)
-        return self._describe(name)
+        return self._describe(self._model_of(model))
 
     def _describe(self, name: str) -> ModelStatus:
         models = self._models

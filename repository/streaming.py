@@ -10,17 +10,17 @@ Rule: a stream ends once, with Ended, an error, or by `close`. Everything is on 
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections import deque
 from functools import partial
 
 from repository.config import ModelConfig
-from repository.errors import InferenceFailedError, QueueFullError, RepositoryError, WorkerDiedError
+from repository.errors import QueueFullError
 from repository.generate import Ended, GenerateRequest, Piece
 from repository.hosts.base import Host
 from repository.messages import Loaded
-from repository.prompt import listen
+from repository.prompt import error_of, listen, own
 
+STOPPED = "the model was stopped before the text had ended; ask again"
 RETRY_S = 1.0  # until somebody's turn may be over; how long an answer will be nobody knows
 
 
@@ -142,7 +142,7 @@ class Streams:
     def open(self, request: GenerateRequest) -> TokenStream:
         """Raises QueueFullError; after `close`, the error that it was given."""
         if self._closed is not None:
-            raise _own(self._closed)
+            raise own(self._closed, STOPPED)
         if self._queue and len(self._open) >= self._slots + self._queue:
             raise QueueFullError(
                 f"{self._slots} sequences of the model run and {self._queue} wait, as many as may; "
@@ -161,16 +161,16 @@ class Streams:
         """What still runs ends with `cause`, and so does whatever comes later."""
         self._closed = cause
         for stream in list(self._open):
-            stream._end(None, _own(cause))
+            stream._end(None, own(cause, STOPPED))
             if stream._answer is not None:
                 stream._answer.cancel()
 
     def _ended(self, stream: TokenStream, answer: asyncio.Future[Ended]) -> None:
         self._open.discard(stream)
-        error = None if answer.cancelled() else answer.exception()
-        if answer.cancelled() or error is not None:
+        error = error_of(answer)
+        if error is not None:
             self.samples += stream.tokens
-            stream._end(None, _own(error or asyncio.CancelledError()))
+            stream._end(None, own(error, STOPPED))
             return
         ended = answer.result()
         self.samples += ended.completion_tokens
@@ -180,16 +180,3 @@ class Streams:
 def _slots_of(loaded: Loaded) -> int:
     told = loaded.details.get("slots")
     return told if isinstance(told, int) and told > 0 else 1
-
-
-def _own(error: BaseException) -> RepositoryError:
-    """A copy, as several may raise it and each would add its traceback."""
-    if isinstance(error, RepositoryError):
-        mine = copy.copy(error)
-        mine.__cause__ = error.__cause__
-        return mine
-    if isinstance(error, asyncio.CancelledError):
-        return WorkerDiedError("the model was stopped before the text had ended; ask again")
-    found = InferenceFailedError(f"{type(error).__name__}: {error}")
-    found.__cause__ = error
-    return found

@@ -95,6 +95,13 @@ class Door:
         announced = read_headers(headers, self.max_body)
         return Head(route, announced.length, announced.json_length)
 
+    def note(self, error: Exception, path: str) -> Outcome | None:
+        """Tells whoever has to know that a request was refused. Returns how it is counted."""
+        if (reason := SHED.get(type(error))) is not None:
+            self.shed(reason)
+        errors.note(error, f"POST {path!r}")
+        return outcome_of(error)
+
 
 class Refusal(NamedTuple):
     status: int
@@ -209,16 +216,9 @@ class Call:
     def refuse(self, error: Exception) -> Refusal:
         """What to say instead. Ends the lease; never raises."""
         self._release()
-        self._outcome = outcome_of(error)
-        if (reason := SHED.get(type(error))) is not None:
-            self.door.shed(reason)
-        errors.note(error, f"POST {self.path!r}")
+        self._outcome = self.door.note(error, self.path)
         body = errors.body_v2(errors.text_of(error))
-        headers = [JSON, (b"content-length", b"%d" % len(body))]
-        headers.append((CODE_HEADER, errors.code_of(error).encode()))
-        headers += [(k.lower().encode(), v.encode()) for k, v in errors.headers_of(error).items()]
-        if not self._read:
-            headers.append(CLOSE)  # what is left of the body would be taken for the next request
+        headers = refusal_headers(error, len(body), read=self._read)
         return Refusal(errors.status_v2(error), headers, body)
 
     # the end --------------------------------------------------------------------------------------
@@ -255,6 +255,16 @@ def answer_headers(header_length: int | None, total: int) -> list[Header]:
     headers = [BINARY if header_length else JSON, (b"content-length", b"%d" % total)]
     if header_length:
         headers.append((b"inference-header-content-length", b"%d" % header_length))
+    return headers
+
+
+def refusal_headers(error: Exception, length: int, *, read: bool) -> list[Header]:
+    """Of an error's body of `length` bytes. `read`: the request's body has been."""
+    headers = [JSON, (b"content-length", b"%d" % length)]
+    headers.append((CODE_HEADER, errors.code_of(error).encode()))
+    headers += [(k.lower().encode(), v.encode()) for k, v in errors.headers_of(error).items()]
+    if not read:
+        headers.append(CLOSE)  # what is left of the body would be taken for the next request
     return headers
 
 

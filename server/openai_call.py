@@ -28,7 +28,7 @@ from repository.lifecycle.states import State
 from repository.repository import Repository
 from repository.tensors import Buffer
 from server import errors
-from server.call import CLOSE, CODE_HEADER, JSON, SHED, Door, Header, outcome_of
+from server.call import JSON, Door, Header, refusal_headers
 from server.intake import ClientGoneError, read_body, read_headers
 from server.metrics.meter import UNKNOWN_MODEL, Outcome
 
@@ -137,10 +137,7 @@ class OpenAICall:
     def _noted(self, error: Exception) -> Exception:
         if isinstance(error, AdapterNotFoundError) and self.adapter:
             error = ModelNotFoundError(str(error))  # it was part of the model's name
-        self._outcome = outcome_of(error)
-        if (reason := SHED.get(type(error))) is not None:
-            self.door.shed(reason)
-        errors.note(error, f"POST {self.path!r}")
+        self._outcome = self.door.note(error, self.path)
         return error
 
     async def refuse(self, error: Exception) -> None:
@@ -150,11 +147,7 @@ class OpenAICall:
         if self.begun:
             return  # half an answer is out; the server closes the connection
         body = errors.encode(errors.body_openai(error))
-        headers = [JSON, (b"content-length", b"%d" % len(body))]
-        headers.append((CODE_HEADER, errors.code_of(error).encode()))
-        headers += [(k.lower().encode(), v.encode()) for k, v in errors.headers_of(error).items()]
-        if not self._read:
-            headers.append(CLOSE)  # what is left of the body would be taken for the next request
+        headers = refusal_headers(error, len(body), read=self._read)
         try:
             await self.start(errors.status_of(error), headers)
             await self.send(body, more=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from repository.adapting import rows
@@ -17,22 +18,22 @@ MOST_TOLD = 5  # models that share an adapter's name
 LOOK_S = 0.5  # how long a worker may take to say where its adapters are
 
 
-class AdapterCalls:
+class AdapterCalls(ABC):
     """What the facade brings: `_desk`, and the names and generations of its models."""
 
     _desk: Desk
 
+    @abstractmethod
     def _model_of(self, name: str) -> str:
         """Aliases are followed. Raises ModelNotFoundError, InvalidNameError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _of(self, name: str) -> list[Generation]:
         """Its generations, oldest first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _not_draining(self) -> None:
         """Raises DrainingError."""
-        raise NotImplementedError
 
     async def register_adapter(
         self,

@@ -45,7 +45,7 @@ class CudaLane:
     """Pinned memory, and a stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
         # What was allocated a moment ago may be memory that queued work still writes to.
         self._stream.wait_stream(torch.cuda.current_stream(device))
 
@@ -57,7 +57,7 @@ class CudaLane:
             target.copy_(source, non_blocking=True)
 
     def mark(self) -> Callable[[], None]:
-        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
         event.record(self._stream)
 
         def wait() -> None:

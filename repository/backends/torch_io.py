@@ -46,7 +46,7 @@ def begin(order: Order) -> torch.device:
 def end() -> None:
     """After the last reference to a model is gone. A worker ends next, and with it all there was; until
     then its device gets back what a model that holds on to itself would have kept."""
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
         gc.collect()
         torch.cuda.empty_cache()
 
