@@ -8,6 +8,7 @@ RepositoryError
 │   ├── InvalidNameError
 │   ├── InvalidRequestError
 │   ├── InvalidTensorError
+│   ├── OutOfBoundsError       a path that the server may not read
 │   └── ConfigError            carries file and line
 ├── ConflictError          right request, wrong state         (change the state)
 │   └── SupersededError
@@ -16,7 +17,8 @@ RepositoryError
 │   └── AdapterRefusedError    its files do not fit this model
 ├── CapacityError          it does not fit                    (free memory, or raise the budget)
 │   ├── NoRoomError            carries the numbers
-│   └── NoAdapterSlotError     every device slot is pinned
+│   ├── NoAdapterSlotError     every device slot is pinned
+│   └── NotKeptError           the state folder cannot be written
 ├── UnavailableError       right request, wrong moment        (retry later)
 │   ├── ModelNotReadyError
 │   ├── QueueFullError
@@ -97,6 +99,10 @@ class InvalidTensorError(RejectedError):
     code = "invalid_tensor"
 
 
+class OutOfBoundsError(RejectedError):
+    code = "out_of_bounds"
+
+
 class ConfigError(RejectedError):
     """A configuration that cannot be used. `where` is "config.yaml:12" (never an absolute path)."""
 
@@ -138,6 +144,12 @@ class NoRoomError(CapacityError):
 
 class NoAdapterSlotError(CapacityError):
     code = "no_adapter_slot"
+
+
+class NotKeptError(CapacityError):
+    """What was asked for cannot be remembered beyond a restart. The text says whether it was done."""
+
+    code = "not_kept"
 
 
 class AdapterNotFoundError(DependencyError):

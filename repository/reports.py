@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,12 @@ class Options:
                     start, no watcher
     load            names wanted at start in explicit mode; ("*",) is all
     watch           notify (inotify), poll, off
-    allowed_roots   folders beside the repository that adapters may be registered from
+    allowed_roots   folders beside the repository that models and adapters may be loaded from
+    forget          what was said by call before this start counts no more
+    default_model   what is meant where no model is named; None: the only one
+    on_demand       a request for a model that is not loaded loads it and waits, `demand_timeout_s` at
+                    the longest, `demand_queue` requests for one model at the most
+    min_residency_s how long a model that serves is safe from requests for another one
     memory_budget   device -> bytes the ledger may hand out; a device left out gets its own size
     """
 
@@ -39,6 +44,12 @@ class Options:
     max_queue: int = 1024
     cpu_fallback: bool = False
     allowed_roots: tuple[Path, ...] = ()
+    forget: bool = False
+    default_model: str | None = None
+    on_demand: bool = False
+    demand_timeout_s: float = 60.0
+    demand_queue: int = 256
+    min_residency_s: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,7 @@ class LoadReport:
     versions: tuple[int, ...]
     already: bool  # it was loaded before and nothing was done
     took_s: float
+    applied: Mapping[str, tuple[Any, str]] = field(default_factory=dict)  # key -> value, source
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,8 @@ class UnloadReport:
     generations: int  # how many ended
     bytes_freed: int  # reserved bytes that came back
     took_s: float
+    drain_s: float = 0.0  # of it, until the last request had ended
+    confirmed: bool = True  # every worker is gone, and with it all that it held
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,18 @@ from server import errors
 from server.auth import INFER, Gate, Key, scope_of
 from server.auth import Scope as Right
 from server.call import Door
-from server.faces import events, health, native, openai_embeddings, openai_text, v2_health
+from server.faces import (
+    aphrodite,
+    djl,
+    events,
+    gpu,
+    health,
+    marqo,
+    native,
+    openai_embeddings,
+    openai_text,
+    v2_health,
+)
 from server.faces import models as model_face
 from server.faces.v2_infer import infer
 from server.limits import ASKED, MANAGEMENT_BODY, StrictRequest
@@ -36,6 +47,7 @@ from server.metrics import http as metrics_face
 from server.metrics.http import Metrics
 from server.scribes.scribes import Scribes
 from server.settings import Settings, is_loopback
+from server.shapes import shape
 
 audit = logging.getLogger("modeldepot.audit")
 
@@ -47,7 +59,11 @@ ASKED_LONGEST = 200  # characters of a request that the audit log keeps
 EXTENSIONS = ("binary_tensor_data", "parameters")  # of KServe V2, as Triton names them
 FACES: tuple[ControllerRouterHandler, ...] = (
     native.router,
+    gpu.router,
     model_face.router,
+    marqo.router,
+    aphrodite.router,
+    djl.router,
     events.router,
     health.router,
     v2_health.router,
@@ -238,24 +254,18 @@ def render(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
     """Every error of every route that Litestar runs; also of paths that it does not know."""
     path = request.scope["path"]
     errors.note(error, f"{request.method} {path!r}")
-    status, body = _shape(path, error)
+    status, body = shape(path, error)
     headers = errors.headers_of(error)
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
 async def _refuse(send: Send | _Answer, path: str, error: errors.ServerError) -> None:
-    status, body = _shape(path, error)
+    status, body = shape(path, error)
     headers = {**errors.headers_of(error), "content-type": "application/json"}
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     raw.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-def _shape(path: str, error: Exception) -> tuple[int, bytes]:
-    if path == "/v2" or path.startswith("/v2/"):
-        return errors.status_v2(error), errors.body_v2(errors.text_of(error))
-    return errors.status_of(error), errors.encode(errors.body_native(error))
 
 
 def _always(value: Any) -> Callable[[], Any]:

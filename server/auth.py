@@ -41,7 +41,7 @@ class Scope(enum.StrEnum):
 
 
 class _Row(NamedTuple):
-    """`path` exactly, or everything below it where it ends in "/"."""
+    """`path` exactly, or everything below it where it ends in "/" (the root is only itself)."""
 
     methods: frozenset[str]
     path: str
@@ -52,7 +52,11 @@ _READ = frozenset({"GET", "HEAD"})
 _WRITE = frozenset({"POST"})
 
 TABLE: tuple[_Row, ...] = (
+    _Row(_READ, "/", None),
     _Row(_READ, "/health", None),
+    _Row(_READ, "/docs", None),
+    _Row(_READ, "/docs/", None),
+    _Row(_READ, "/openapi.json", None),
     _Row(_READ, "/v2/health/live", None),
     _Row(_READ, "/v2/health/ready", None),
     _Row(_READ, "/metrics", Scope.METRICS),
@@ -61,6 +65,12 @@ TABLE: tuple[_Row, ...] = (
     _Row(_READ, "/v1/models", Scope.INFERENCE),
     _Row(_READ, "/v1/models/", Scope.INFERENCE),
     _Row(_READ, "/v1/events", Scope.INFERENCE),
+    _Row(_READ, "/v1/gpu/", Scope.INFERENCE),
+    _Row(_READ, "/models", Scope.INFERENCE),
+    _Row(_READ, "/models/", Scope.INFERENCE),
+    _Row(_READ, "/adapters", Scope.INFERENCE),
+    _Row(_READ, "/adapters/", Scope.INFERENCE),
+    _Row(_READ, "/device/", Scope.INFERENCE),
     _Row(_WRITE, "/v1/completions", Scope.INFERENCE),
     _Row(_WRITE, "/v1/chat/completions", Scope.INFERENCE),
     _Row(_WRITE, "/v1/embeddings", Scope.INFERENCE),
@@ -74,7 +84,8 @@ def scope_of(method: str, path: str) -> Scope | None:
         return Scope.INFERENCE
     for row in TABLE:
         if method in row.methods and (
-            path == row.path or (row.path.endswith("/") and path.startswith(row.path))
+            path == row.path
+            or (row.path.endswith("/") and row.path != "/" and path.startswith(row.path))
         ):
             return row.scope
     return Scope.ADMIN

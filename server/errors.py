@@ -22,6 +22,7 @@ from repository.errors import (
     FailedError,
     NoRoomError,
     NotFoundError,
+    OutOfBoundsError,
     RejectedError,
     RepositoryError,
     UnavailableError,
@@ -64,6 +65,7 @@ INTERNAL_TEXT = "internal server error; its log says more"
 
 FAMILIES: dict[type[RepositoryError], int] = {
     NotFoundError: 404,
+    OutOfBoundsError: 403,
     RejectedError: 400,
     ConflictError: 409,
     DependencyError: 424,

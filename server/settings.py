@@ -65,6 +65,13 @@ def _names(value: Any, _: Path) -> tuple[str, ...]:
     return tuple(p.strip() for p in parts if p.strip())
 
 
+def _paths(value: Any, base: Path) -> tuple[Path, ...]:
+    parts = value.split(":") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not parts:
+        raise ValueError("must be a list of paths")
+    return tuple(_path(part, base) for part in parts if part)
+
+
 def _budget(value: Any, _: Path) -> Mapping[str, int]:
     # Here and below: `serve --help` needs this table at once, and neither numpy nor psutil.
     from repository.devices.inventory import parse_budgets
@@ -164,6 +171,30 @@ class Settings:
         Budget, Setting('bytes that models may take, "cpu=2GiB,cuda:0=70GiB"', _budget)
     ] = field(default_factory=dict)
     state_dir: Annotated[Path | None, Setting("folder for snapshots and state", _path)] = None
+    forget: Annotated[
+        bool, Setting("start clean: what was said by call before counts no more", _flag)
+    ] = False
+    allowed_root: Annotated[
+        tuple[Path, ...],
+        Setting("folder beside REPO that models and adapters may be loaded from", _paths),
+    ] = ()
+    default_model: Annotated[
+        str | None, Setting("model of a POST /v1/load_model that names none", _text)
+    ] = None
+    enable_inline_model_loading: Annotated[
+        bool, Setting("a request for a model that is not loaded loads it", _flag)
+    ] = False
+    demand_timeout: Annotated[
+        float,
+        Setting("seconds that a request waits for its model to load", _number(float, 0.1, _MANY)),
+    ] = 60.0
+    demand_queue: Annotated[
+        int, Setting("requests that may wait for one model to load", _number(int, 1, _MANY))
+    ] = 256
+    min_residency: Annotated[
+        float,
+        Setting("seconds that a model stays before a request for another drives it out", _seconds),
+    ] = 2.0
     load_slots: Annotated[int, Setting("loads that run at once", _number(int, 1, 1024))] = (
         LOAD_SLOTS
     )
@@ -328,6 +359,13 @@ def options_of(settings: Settings) -> Options:
         load_timeout_s=settings.load_timeout,
         drain_s=settings.drain,
         max_queue=settings.max_queue,
+        allowed_roots=settings.allowed_root,
+        forget=settings.forget,
+        default_model=settings.default_model,
+        on_demand=settings.enable_inline_model_loading,
+        demand_timeout_s=settings.demand_timeout,
+        demand_queue=settings.demand_queue,
+        min_residency_s=settings.min_residency,
     )
 
 
@@ -364,4 +402,4 @@ def _shown(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, Mapping):
         return ",".join(f"{device}={size}" for device, size in value.items())
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
