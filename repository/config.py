@@ -132,6 +132,7 @@ class ModelConfig(_Part, frozen=True):
     ttl_s: float | None = None  # idle seconds after which the model leaves
     priority: int = 0  # higher stays longer when memory is short
     memory: int | None = None  # bytes one generation needs; None: estimated from the files
+    device_share: float | None = None  # the most that it may need, 0..1 of its device's budget
     aliases: tuple[str, ...] = ()
     adapters: Adapters = Adapters()
     options: dict[str, Any] = msgspec.field(default_factory=dict)  # the backend's own

@@ -8,8 +8,9 @@ RepositoryError
 │   ├── InvalidNameError
 │   ├── InvalidRequestError
 │   ├── InvalidTensorError
-│   ├── OutOfBoundsError       a path that the server may not read
+│   ├── UnsupportedSourceError an address that nothing is fetched from
 │   └── ConfigError            carries file and line
+├── OutOfBoundsError       a path that the server may not read (name another, or allow its root)
 ├── ConflictError          right request, wrong state         (change the state)
 │   └── SupersededError
 ├── DependencyError        what the request relies on cannot serve it (mend or name another)
@@ -18,11 +19,14 @@ RepositoryError
 ├── CapacityError          it does not fit                    (free memory, or raise the budget)
 │   ├── NoRoomError            carries the numbers
 │   ├── NoAdapterSlotError     every device slot is pinned
+│   ├── NoDiskError            the state folder has no room for a private copy
 │   └── NotKeptError           the state folder cannot be written
 ├── UnavailableError       right request, wrong moment        (retry later)
 │   ├── ModelNotReadyError
+│   │   └── StillLoadingError  a request has waited for it as long as one may
 │   ├── QueueFullError
 │   ├── RequestTimeoutError    its own time limit passed while it waited
+│   ├── DeviceSilentError      the driver of a device hangs
 │   └── DrainingError
 └── FailedError            we or the model broke              (read the story)
     ├── LoadFailedError
@@ -99,7 +103,11 @@ class InvalidTensorError(RejectedError):
     code = "invalid_tensor"
 
 
-class OutOfBoundsError(RejectedError):
+class UnsupportedSourceError(RejectedError):
+    code = "unsupported_source"
+
+
+class OutOfBoundsError(RepositoryError):
     code = "out_of_bounds"
 
 
@@ -146,6 +154,10 @@ class NoAdapterSlotError(CapacityError):
     code = "no_adapter_slot"
 
 
+class NoDiskError(CapacityError):
+    code = "no_disk"
+
+
 class NotKeptError(CapacityError):
     """What was asked for cannot be remembered beyond a restart. The text says whether it was done."""
 
@@ -164,6 +176,12 @@ class ModelNotReadyError(UnavailableError):
     code = "model_not_ready"
 
 
+class StillLoadingError(ModelNotReadyError):
+    """The request has waited for its model to load as long as one may. The load goes on."""
+
+    code = "still_loading"
+
+
 class QueueFullError(UnavailableError):
     code = "queue_full"
 
@@ -172,6 +190,10 @@ class RequestTimeoutError(UnavailableError):
     """The time that a request may wait for its turn is over. It has not run."""
 
     code = "timeout"
+
+
+class DeviceSilentError(UnavailableError):
+    code = "device_silent"
 
 
 class DrainingError(UnavailableError):

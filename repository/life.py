@@ -34,6 +34,11 @@ from repository.streaming import Streams
 T = TypeVar("T")
 
 
+async def stop(gen: Generation, host: Host, stop_s: float) -> bool:
+    await host.stop(stop_s)
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Means:
     """What a life needs from the world.
@@ -41,6 +46,7 @@ class Means:
     rehearse   warm-up and golden checks; returns a note for the story, raises what is wrong
     unchanged  are the files of this spec still those that the scan saw
     phase      told how long each part of a load took: read, warmup
+    end        stops a host within so many seconds; is all that it held surely back
     shelf      which adapters the models have
     """
 
@@ -48,6 +54,7 @@ class Means:
     rehearse: Callable[[Host, ModelSpec, Loaded], Awaitable[str]]
     unchanged: Callable[[ModelSpec], Awaitable[bool]]
     phase: Callable[[Generation, str, float], None]
+    end: Callable[[Generation, Host, float], Awaitable[bool]] = stop
     shelf: Shelf = field(default_factory=Shelf)
     load_timeout_s: float = 600.0
     drain_s: float = 30.0
@@ -59,6 +66,7 @@ async def live(gen: Generation, means: Means, give_back: Callable[[Generation], 
     """Drives `gen` from LOADING to GONE or FAILED. What goes wrong ends in `gen.error`."""
     host: Host | None = None
     cause: BaseException = ModelNotReadyError(f"{gen} is unloading", retry_after_s=1.0)
+    gen.confirmed = False
     try:
         host = means.make_host(gen.spec)
         gen.loaded = await _unless(gen.retire_asked, _load(gen, host, means))
@@ -84,8 +92,7 @@ async def live(gen: Generation, means: Means, give_back: Callable[[Generation], 
             if gen.streams is not None:
                 gen.streams.close(cause)
             _unfit(gen, means)
-            if host is not None:
-                await host.stop(means.stop_s)
+            gen.confirmed = host is None or await means.end(gen, host, means.stop_s)
         finally:
             advance(gen.state, Event.STOPPED)  # an illegal move must not free what may be in use
             give_back(gen)
@@ -175,7 +182,9 @@ def died(gen: Generation, host: Host) -> FailedError:
 
 async def _drain(gen: Generation, host: Host, patience_s: float) -> str:
     """Waits for the last lease, at most `patience_s`. Returns a note for the story."""
+    began = gen.clock()
     await _first(host.died, gen.idle.wait(), patience_s)
+    gen.drain_s = gen.clock() - began
     return f"{gen.leases} leases cut off" if gen.leases else ""
 
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 
 from repository.errors import ModelNotReadyError
+from repository.folder.mounts import ByCall
 from repository.folder.scan import Scanner
 from repository.folder.settle import Settled, Settler
 from repository.folder.watch import Watcher
@@ -34,7 +35,8 @@ DEAF_S = 10.0  # between looks where the watcher itself has failed
 
 class Lookout:
     """`tell` gets every settled snapshot; it is called on the loop and must not wait. `follows`:
-    somebody watches, so that all of a snapshot may be told whoever asked for it."""
+    somebody watches, so that all of a snapshot may be told whoever asked for it. `mounts_s`: between
+    looks while there are mounted folders, which no watcher sees."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class Lookout:
         *,
         settle_s: float,
         follows: bool = True,
+        mounts_s: float = 1.5,
     ) -> None:
         self._scanner = scanner
         self._settler = settler
@@ -53,6 +56,7 @@ class Lookout:
         self._settle_s = settle_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scan")
         self._follows = follows
+        self._mounts_s = mounts_s
         self._told = Snapshot()
         self._poked = asyncio.Event()
         self._took_s = 0.0
@@ -81,7 +85,10 @@ class Lookout:
         self._running, self._next = self._next, None
         began = time.perf_counter()
         loop = asyncio.get_running_loop()
-        snapshot = await loop.run_in_executor(self._thread, self._scanner.scan)
+        by_call = None
+        while by_call is not self._scanner.by_call:  # what was unsaid meanwhile must not be told
+            by_call = self._scanner.by_call
+            snapshot = await loop.run_in_executor(self._thread, self._scanner.scan)
         self._took_s = time.perf_counter() - began
         self._observer.scanned(self._took_s, len(snapshot.models))
         settled = self._settler.offer(snapshot, time.time())
@@ -105,6 +112,38 @@ class Lookout:
             models[model] = seen.models[model]
         return Snapshot(MappingProxyType(models), seen.problems)
 
+    # what is said by call ------------------------------------------------------------------------
+
+    @property
+    def by_call(self) -> ByCall:
+        return self._scanner.by_call
+
+    def say(self, by_call: ByCall) -> None:
+        """From the next look on, which is soon. Nothing is told before."""
+        self._scanner.by_call = by_call
+        self._poked.set()
+
+    def told(self, model: str) -> ModelFolder | None:
+        return self._told.models.get(model)
+
+    async def tried(self, model: str, by_call: ByCall) -> ModelFolder | None:
+        """The folder as it would be if that were said. Raises as `fresh`."""
+        loop = asyncio.get_running_loop()
+        with _unreadable_is_later(self._settle_s):
+            return await loop.run_in_executor(
+                self._thread, self._scanner.scan_model, model, None, by_call
+            )
+
+    def put(self, model: str, folder: ModelFolder | None, by_call: ByCall) -> None:
+        """Says so, and tells what comes of it for this model at once: its files have not changed since
+        they were told last, so nothing needs to come to rest. None: it is none any more."""
+        self.say(by_call)
+        self._settler.put(model, folder)
+        models = {n: f for n, f in self._told.models.items() if n != model}
+        if folder is not None:
+            models[model] = folder
+        self._pass_on(Snapshot(MappingProxyType(models), self._told.problems), [model])
+
     async def fresh(self, model: str, *, act: bool = True) -> ModelFolder | None:
         """What lies in the folder of `model` now, once it has settled; None if there is none.
 
@@ -112,14 +151,8 @@ class Lookout:
         ModelNotReadyError if its files do not come to rest within a few settle times, or the
         repository cannot be read.
         """
-        try:
+        with _unreadable_is_later(self._settle_s):
             return await self._until_fresh(model, time.monotonic() + 3 * self._settle_s + 2.0, act)
-        except OSError as error:
-            raise ModelNotReadyError(
-                f"the repository cannot be read now ({error.strerror or 'an input/output error'}); "
-                f"what serves goes on serving",
-                retry_after_s=max(self._settle_s, 1.0),
-            ) from error
 
     async def _until_fresh(self, model: str, deadline: float, act: bool) -> ModelFolder | None:
         while True:
@@ -173,6 +206,8 @@ class Lookout:
             while True:
                 if again_s is None and listening.done():
                     again_s = DEAF_S
+                if again_s is None and self._scanner.by_call.mounts:
+                    again_s = self._mounts_s
                 with suppress(TimeoutError):
                     async with asyncio.timeout(again_s):
                         await self._poked.wait()
@@ -215,7 +250,20 @@ def _retrieve(scan: asyncio.Task[Settled]) -> None:
 
 
 def _same(one: ModelFolder | None, other: ModelFolder | None) -> bool:
-    return (one.fingerprint if one else None) == (other.fingerprint if other else None)
+    seen, known = ((f.fingerprint, f.override) if f else None for f in (one, other))
+    return seen == known
+
+
+@contextmanager
+def _unreadable_is_later(settle_s: float) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelNotReadyError(
+            f"the repository cannot be read now ({error.strerror or 'an input/output error'}); "
+            f"what serves goes on serving",
+            retry_after_s=max(settle_s, 1.0),
+        ) from error
 
 
 def _action(name: str, before: Snapshot, after: Snapshot) -> str:

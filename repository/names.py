@@ -27,6 +27,9 @@ RESERVED_SEGMENTS = frozenset(
     {"versions", "infer", "ready", "config", "stats", "generate", "generate_stream", "trace"}
 )
 
+# /models/M/adapters/adapters are the adapters of the model "M/adapters".
+RESERVED_ADAPTERS = frozenset({"adapters"})
+
 
 def check_name(name: str) -> str:
     """The name itself. Raises InvalidNameError, which says what is allowed.
@@ -42,6 +45,8 @@ def check_name(name: str) -> str:
 
 def check_adapter_name(name: str) -> str:
     """The name itself: one segment, as of a model's name. Raises InvalidNameError."""
+    if name in RESERVED_ADAPTERS:
+        raise InvalidNameError(f"invalid adapter name '{name}': the server's own addresses use it")
     if len(name) <= MAX_NAME and _SEGMENT.fullmatch(name):
         return name
     raise InvalidNameError(

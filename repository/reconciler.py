@@ -1,6 +1,7 @@
 """The one writer. Turns wishes and happenings into plans, and plans into lives.
 
     wishes      load(), unload(), the settled snapshot in observe()   -> wishes, folders
+    demand      requests that wait for a model: it is wanted meanwhile -> demand
     happenings  a generation's step, its last lease ending            -> _dirty
     plan        lifecycle.plan + admission + residency (pure)         -> _tick
     lives       life.live, one task per admitted generation           -> _admit
@@ -17,31 +18,34 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 
-from repository.admission import Admit, Evict, Refuse, decide, replaces
-from repository.errors import DrainingError, ModelNotFoundError, NoRoomError
+from repository.admission import Admit, Evict, Refuse, Waiting, decide
+from repository.demand import Demand, Take
+from repository.errors import DrainingError, NoRoomError, WorkerDiedError
 from repository.events import EventBus
 from repository.life import Means, live
 from repository.lifecycle.generation import Generation, Trigger
 from repository.lifecycle.ledger import MemoryLedger
 from repository.lifecycle.news import tell_eviction, tell_folder, tell_step
-from repository.lifecycle.plan import plan
+from repository.lifecycle.plan import plan, staying
 from repository.lifecycle.register import Register
 from repository.lifecycle.residency import expired
 from repository.lifecycle.routes import Routes
-from repository.lifecycle.states import RISING, TERMINAL, Event, IllegalMoveError, State
+from repository.lifecycle.states import TERMINAL, Event, IllegalMoveError, State
 from repository.lifecycle.wishes import Wanted, Wishes
 from repository.observer import Guarded, Observer
 from repository.snapshot import ModelFolder
-from repository.spec import ModelSpec
+from repository.standing import Standing, WhyNot, unknown
 
 log = logging.getLogger("modeldepot.models")
 
 RESOLUTION_S = 0.001  # a timer that is this near is due: clocks round, loops must not spin
+ASKED = (Trigger.API, Trigger.WATCH)  # a better reason for a load than requests that wait
 BREATH_S = 1.0  # after a bug in the planner, before it tries again
 
 
-class Reconciler:
-    """`ledgers`: one per device. `load_slots`: how many generations may load at once."""
+class Reconciler(Standing):
+    """`ledgers`: one per device. `load_slots`: how many generations may load at once. `why_not`: what
+    a request is told for which nothing serves, nor will."""
 
     def __init__(
         self,
@@ -54,6 +58,9 @@ class Reconciler:
         load_slots: int = 4,
         room_wait_s: float = 10.0,
         crash_limit: int = 3,
+        demand: Demand | None = None,
+        min_residency_s: float = 2.0,
+        why_not: WhyNot = unknown,
     ) -> None:
         self.means = means
         self.ledgers = ledgers
@@ -65,9 +72,13 @@ class Reconciler:
         self.generations = self.register.living
         self.history = self.register.history
         self.routes = Routes()
+        self.demand = demand or Demand()
+        self.demand.deserted = self._deserted
         self._load_slots = load_slots
         self._room_wait_s = room_wait_s
         self._crash_limit = crash_limit
+        self._min_residency_s = min_residency_s
+        self._why_not = why_not
         self._serials = itertools.count(1)
         self._dirty: dict[str, Trigger] = {}
         self._timers: dict[str, float] = {}  # model -> when to plan it again
@@ -105,29 +116,51 @@ class Reconciler:
         that were on their way or serving already, and those that it caused."""
         if self._closing:
             raise DrainingError("the server is shutting down", retry_after_s=5.0)
-        if not self._on_its_way(model):
-            self.wishes.load(model, force=force)
+        self.wishes.load(model, force=force and not self._on_its_way(model))
         self.register.forgive(model)
         self._dirty[model] = trigger
+        for gen in self.register.of(model):
+            if gen.state is State.QUEUED:
+                gen.asked_for(trigger)
         self._tick()
         folder = self.folders.get(model)
         newest = {g.spec.version: g for g in self.register.of(model)}
-        return [newest[v] for v in (folder.specs if folder else ()) if v in newest]
+        gens = [newest[v] for v in (folder.specs if folder else ()) if v in newest]
+        if gens and all(g.state is State.READY for g in gens):
+            self.wishes.granted(model)
+        return gens
 
     def unwant(self, model: str) -> list[Generation]:
         """Says that `model` is not wanted. Returns the generations that are still to end."""
         self.wishes.unload(model)
         self.register.forgive(model)
         going = [g for g in self.register.of(model) if g.state not in TERMINAL]
+        if model in self.demand.models:  # for them it comes back, but as another generation
+            for gen in staying(going):
+                self._retire(gen, "not wanted")
         self._dirty[model] = Trigger.API
         self._tick()
         return going
 
-    def known(self, model: str) -> ModelFolder | None:
-        """Its folder; None if the folder is gone and something of it still runs."""
-        if model not in self.folders and model not in self.generations:
-            raise ModelNotFoundError(f"no model '{model}' in the repository")
-        return self.folders.get(model)
+    def wait_for(self, name: str, version: int | None, take: Take) -> asyncio.Future[None]:
+        """A request waits until a version of it serves, and has it loaded if need be; `take` is then
+        given a lease that has begun. Raises at once what cannot change by waiting, QueueFullError."""
+        if self._closing:
+            raise DrainingError("the server is shutting down", retry_after_s=5.0)
+        error = self._in_vain(name, version)
+        if error is not None:
+            raise error
+        model = self.routes.model(name)
+        first = model not in self.demand.models
+        waiter = self.demand.join(model, name, version, take)
+        if first:
+            self.register.forgive(model, of=NoRoomError)  # that was another moment
+            if self._given_up(model):  # it has rested, and gets another chance
+                self.register.forgive(model, of=WorkerDiedError)
+            self._dirty[model] = Trigger.DEMAND
+            self._tick()
+        self.demand.grant(model, self.routes.find)  # it may have come since the caller looked
+        return waiter
 
     @property
     def now(self) -> float:
@@ -143,6 +176,7 @@ class Reconciler:
             yield
         finally:
             self._closing = True
+            self.demand.close()
             loop.cancel()
             try:
                 await asyncio.wait([loop])
@@ -212,6 +246,9 @@ class Reconciler:
     def _plan(self, model: str, trigger: Trigger, now: float) -> None:
         gens = self.register.of(model)
         folder = self.folders.get(model)
+        if folder is not None and model in self.demand.models:
+            self.wishes.demand(model)
+            trigger = trigger if trigger in ASKED else Trigger.DEMAND
         wanted = self.wishes.wanted(folder)
         found = plan(wanted, gens, now=now, crash_limit=self._crash_limit, fits=self._fits)
         for order in found.retire:
@@ -224,6 +261,7 @@ class Reconciler:
         looks = [t for t in (found.again_at, next_expiry) if t is not None]
         if looks:
             self._timers[model] = min(looks)
+        self.demand.let_down(model, self._in_vain)
         self.register.bury(model, folder, wanted)
         self._forget_if_gone(model)
 
@@ -259,12 +297,13 @@ class Reconciler:
             return
         found = decide(
             self._queue,
-            (g for gens in self.generations.values() for g in gens),
+            self._all(),
             self.ledgers,
             load_slots=self._load_slots,
             room_wait_s=self._room_wait_s,
             now=now,
             outgoing=self._outgoing,
+            waiting=Waiting(self.demand.models, self._min_residency_s),
         )
         self._admit_again = found.again_at
         for decision in found.todo:
@@ -320,6 +359,14 @@ class Reconciler:
         self._mark(gen.spec.model)
         tell_step(self.events, gen, before)
         self.observer.stepped(gen, before)
+        if gen.state is State.READY:
+            self.demand.grant(gen.spec.model, self.routes.find)
+
+    def _deserted(self, model: str) -> None:
+        """Nobody waits for it any more: if nothing was done for it yet, nothing will be."""
+        if self._untouched(model):
+            self.wishes.withdraw(model)
+        self._mark(model)
 
     def _idle(self, gen: Generation) -> None:
         """The last lease ended: somebody may have waited for that, and its TTL starts now."""
@@ -344,49 +391,17 @@ class Reconciler:
 
     # small things -------------------------------------------------------------------------------
 
-    def place(self, spec: ModelSpec) -> str:
-        """The first device of the spec that has a ledger. `spec.devices` has the best one first."""
-        return next((d for d in spec.devices if d in self.ledgers), next(iter(self.ledgers)))
-
-    def _outgoing(self, gen: Generation) -> bool:
-        """Its version is not wanted any more: it serves until one that is does."""
-        return gen.spec.version not in self.wishes.wanted(self.folders.get(gen.spec.model))
-
-    def _fits(self, spec: ModelSpec) -> bool:
-        """Could what found no room have it now, from what is free and what it would replace?"""
-        device = self.place(spec)
-        room = self.ledgers[device].free
-        if spec.config.reload != "overlap":
-            room += sum(
-                g.reserved
-                for g in self.register.of(spec.model)
-                if g.device == device
-                and g.state is State.READY
-                and not g.retire_asked.is_set()
-                and replaces(spec, g, self._outgoing)
-            )
-        return not self._queue and spec.bytes_needed <= room
-
     def _retry_the_refused(self) -> None:
         """Models that found no room are planned again."""
         for model, gens in self.generations.items():
             if any(isinstance(g.error, NoRoomError) for g in gens):
                 self._mark(model)
 
-    def _on_its_way(self, model: str) -> bool:
-        """A forced load joins one that is rising for the same files."""
-        wanted = self.wishes.wanted(self.folders.get(model))
-        rising = {
-            (g.spec.version, g.spec.fingerprint)
-            for g in self.register.of(model)
-            if g.state in RISING and not g.retire_asked.is_set()
-        }
-        return bool(wanted) and all((v, w.spec.fingerprint) in rising for v, w in wanted.items())
-
     def _forget_if_gone(self, model: str) -> None:
         if model in self.folders or model in self.generations:
             return
         self.register.forget(model)
         self._timers.pop(model, None)
+        self.demand.forget(model)
         self.means.shelf.forget(model)
         self.observer.forgotten(model)

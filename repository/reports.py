@@ -106,6 +106,50 @@ class DeviceReport:
     temperature_c: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """Whoever computes on a GPU, ours or not. `pid`: the machine's, which inside a container is another
+    than the one seen there. None: it is not told."""
+
+    pid: int
+    name: str | None
+    used: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuReport:
+    """One GPU at one moment; used + free = total. None: it does not tell.
+
+    index               of "cuda:N"
+    utilization         0..1, of the time in which it computed; memory_utilization: in which its
+                        memory was read or written
+    """
+
+    index: int
+    name: str
+    uuid: str
+    total: int
+    used: int
+    free: int
+    utilization: float | None = None
+    memory_utilization: float | None = None
+    temperature_c: float | None = None
+    processes: tuple[GpuProcess, ...] = ()
+
+
+GpuUse: TypeAlias = tuple[GpuReport, ...]
+Skill: TypeAlias = Literal["text_generation", "embeddings", "adapters"]
+
+
+@dataclass(frozen=True, slots=True)
+class HostReport:
+    """This machine, or the part of it that the process was given. `busy`: 0..1 of all its cores."""
+
+    busy: float
+    total: int
+    used: int
+
+
 AdapterState: TypeAlias = Literal["settling", "registered", "loading", "loaded", "failed"]
 
 

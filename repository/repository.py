@@ -9,42 +9,47 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from repository.adapting.calls import AdapterCalls, check_adapter, with_adapters
+from repository.adapting import keeping
+from repository.adapting.calls import check_adapter, with_adapters
 from repository.adapting.desk import Desk
 from repository.adapting.shelf import Shelf
-from repository.devices.inventory import Devices, budgets, reports
-from repository.dry_run import foresee
+from repository.demand import Demand, Take
+from repository.devices.inventory import Devices, budgets
+from repository.devices.readings import Readings
 from repository.errors import (
-    DrainingError,
     InvalidRequestError,
     ModelNotFoundError,
     RepositoryError,
-    SupersededError,
 )
 from repository.events import EventBus
+from repository.folder.mounts import is_path
 from repository.folder.scan import Scanner
 from repository.folder.settle import Settler
 from repository.folder.stamps import restat
 from repository.folder.watch import Watcher
+from repository.gauges import Gauges
 from repository.generate import GenerateRequest
 from repository.hosts import snapshots
 from repository.hosts.choose import make_host
+from repository.hosts.ending import end
 from repository.hosts.zygotes import Zygotes
+from repository.journal import Journal
 from repository.life import Means
-from repository.lifecycle.generation import Generation, Lease, Trigger
+from repository.lifecycle.generation import Generation, Lease
 from repository.lifecycle.ledger import MemoryLedger
-from repository.lifecycle.refusals import not_serving, of_folder, of_generation
-from repository.lifecycle.status import ModelStatus, describe, has_failed, text_of
+from repository.lifecycle.refusals import not_serving
+from repository.lifecycle.status import ModelStatus, describe, has_failed
 from repository.lifecycle.wishes import Wishes
+from repository.loading import Loading
 from repository.lookout import Lookout
 from repository.messages import InferRequest, InferResponse
 from repository.names import check_name, shown
 from repository.observer import Observer
+from repository.overriding import Overrides
 from repository.reconciler import Reconciler
 from repository.rehearsal import rehearse
 from repository.reports import (
@@ -55,7 +60,7 @@ from repository.reports import (
     UnloadAllReport,
     UnloadReport,
 )
-from repository.snapshot import ModelFolder, Snapshot
+from repository.snapshot import Snapshot
 from repository.streaming import TokenStream
 
 __all__ = [
@@ -74,7 +79,7 @@ log = logging.getLogger("modeldepot.folder")
 SETTLES_AT_START = 3  # settle times; what is still being copied after them is left to the watcher
 
 
-class Repository(AdapterCalls):
+class Repository(Loading, Gauges):
     """One repository of models. Everything happens on the event loop that entered `running`."""
 
     def __init__(
@@ -85,22 +90,28 @@ class Repository(AdapterCalls):
         self.events = EventBus()
         self._observer = observer or Observer()
         self._devices = devices or Devices()
+        self._gpu_use = Readings(self._devices.gpu_use)
         self._state_dir = options.state_dir or options.root / ".modeldepot"
         self._zygotes = Zygotes()
         self._draining = False
         self._looked = False  # what lay in the folder at the start has settled
         self._started = False
         self._seen = Snapshot()  # what was told last of the folder
-        self._desk = Desk(Shelf(self.events), self._of, options)
+        self._journal = Journal(self._state_dir, self.events)
+        shelf = Shelf(self.events, partial(keeping.note, self._journal))
+        self._desk = Desk(shelf, self._of, options, kept=self._journal.kept)
         self._models = Reconciler(
             self._means(),
             self._ledgers(),
-            _wishes(options),
+            _wishes(options, self._journal),
             events=self.events,
             observer=self._observer,
             load_slots=options.load_slots,
             room_wait_s=options.room_wait_s,
             crash_limit=options.crash_limit,
+            demand=Demand(most=options.demand_queue, patience_s=options.demand_timeout_s),
+            min_residency_s=options.min_residency_s,
+            why_not=self._why_not,
         )
         self._lookout = Lookout(
             Scanner(
@@ -113,7 +124,10 @@ class Repository(AdapterCalls):
             self._observer,
             settle_s=options.settle_s,
             follows=self._watches,
+            mounts_s=options.poll_s,
         )
+        self._overrides = Overrides(options, self._models, self._lookout)
+        self._desk.elsewhere = self._overrides.elsewhere
 
     def _means(self) -> Means:
         options = self.options
@@ -129,6 +143,7 @@ class Repository(AdapterCalls):
             rehearse=rehearse,
             unchanged=lambda spec: asyncio.to_thread(restat, spec),
             phase=self._observer.phase,
+            end=partial(end, gpus=self.gpus),
             shelf=self._desk.shelf,
             load_timeout_s=options.load_timeout_s,
             drain_s=options.drain_s,
@@ -154,22 +169,39 @@ class Repository(AdapterCalls):
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Scans, starts what is wanted and watches; at the end unloads all and waits for it.
+        """Recalls what was said before, scans, starts what is wanted and watches; at the end unloads
+        all and waits for it.
 
         Returns from its start once the first scan is done; models load meanwhile. Raises OSError if
-        the repository cannot be read.
+        the repository cannot be read; ConfigError if the state folder cannot be used, is another
+        server's, or holds a journal that cannot be read.
         """
         async with AsyncExitStack() as stack:
             stack.callback(self._devices.close)
             stack.callback(self._lookout.close)
+            stack.push_async_callback(self._journal.close)
+            await self._journal.open(forget=self.options.forget)
+            await self._recall()
             await asyncio.to_thread(snapshots.sweep, self._state_dir)
             stack.push_async_callback(self._zygotes.close)
+            stack.push_async_callback(self._overrides.over)
             await stack.enter_async_context(self._models.running())
             await self._lookout.look()
             eyes = asyncio.create_task(self._keep_looking(), name="lookout")
             stack.push_async_callback(_end, eyes)
             stack.callback(self.drain)
             yield
+
+    async def _recall(self) -> None:
+        """What was said by call before this start, as if it had just been said."""
+        journal, shelf = self._journal, self._desk.shelf
+        self._models.wishes.recall(journal.words)
+        await self._overrides.recall(journal.overrides, journal.mounts)
+        self._overrides.remembers = journal
+        find = partial(keeping.recalled, journal.adapters, self._desk.home, self.options)
+        adapters = await asyncio.to_thread(lambda: list(find()))
+        for model, name, said in adapters:
+            shelf.recall(model, name, said)
 
     async def _keep_looking(self) -> None:
         options = self.options
@@ -197,9 +229,33 @@ class Repository(AdapterCalls):
         Raises ModelNotFoundError, InvalidNameError, VersionNotFoundError, ModelNotReadyError.
         """
         gen = self._models.routes.find(model, version)
+        if gen is None and is_path(model):
+            model = self.named(model)
+            gen = self._models.routes.find(model, version)
         if gen is None:
             raise self._why_not(model, version)
         return gen.lease()
+
+    @property
+    def on_demand(self) -> bool:
+        """May a request load the model that it names?"""
+        return self.options.on_demand
+
+    def demand(self, model: str, version: int | None, take: Take) -> asyncio.Future[None]:
+        """For a request that could not have a lease: loads the model, waits for it, and gives `take` a
+        lease that has begun, in the breath in which the model serves. Then the future is done; who
+        cancels it waits no longer. All that wait for a model share one load.
+
+        Raises at once what waiting cannot change (what `lease` raises; NoRoomError for what is too
+        large), QueueFullError, DrainingError. The future fails with the same, and with
+        StillLoadingError when it has taken too long.
+        """
+        self._not_draining()
+        return self._models.wait_for(model, version, take)
+
+    def waiting(self, model: str) -> int:
+        """Requests that wait for it to load."""
+        return self._models.demand.count(model)
 
     def infer(self, gen: Generation, request: InferRequest) -> asyncio.Future[InferResponse]:
         """Call it between a lease's begin and end.
@@ -250,89 +306,6 @@ class Repository(AdapterCalls):
             f"Request for unknown model: '{shown(name)}' is not found{f': {why}' if why else ''}"
         )
 
-    # wishes -------------------------------------------------------------------------------------
-
-    async def load(
-        self, model: str, *, force: bool = False, trigger: Trigger = Trigger.API
-    ) -> LoadReport:
-        """Wants `model`; returns once every version that its policy chooses serves.
-
-        Looks at the files first. Joins a load in flight. `force` builds a new generation beside the
-        old one even where nothing changed. Raises ModelNotFoundError, LoadFailedError (or a leaf),
-        NoRoomError, SupersededError, ModelNotReadyError while its files are still being written.
-        """
-        began = time.perf_counter()
-        name, known = await self._look_at(model)
-        folder = self._loadable(name, known)  # from here on no await until it is wanted
-        serving = [self._models.routes.find(name, v) for v in folder.specs]
-        gens = self._models.want(name, force=force, trigger=trigger)
-        for gen in gens:
-            await gen.settled.wait()
-        for gen in gens:
-            if gen.error is not None and gen.ready_at is None:
-                raise of_generation(gen, gen.error)
-        if folder.errors:
-            raise of_folder(folder)  # of a version that cannot even be tried
-        if not gens or any(gen.ready_at is None for gen in gens):
-            self._not_draining()
-            raise SupersededError(
-                f"the load of '{name}' was overtaken: it was unloaded, or its files changed again"
-            )
-        versions = tuple(gen.spec.version for gen in gens)
-        return LoadReport(name, versions, serving == gens, time.perf_counter() - began)
-
-    async def unload(self, model: str) -> UnloadReport:
-        """Stops wanting it; returns once every generation of now has ended. Idempotent.
-
-        Raises ModelNotFoundError.
-        """
-        return await self._end_of(self._model_of(model))
-
-    async def unload_all(self) -> UnloadAllReport:
-        """Every model. What cannot be unloaded is named in `errors`; the others go all the same."""
-        names = self.names()
-        running = [n for n in names if any(not g.ended.is_set() for g in self._of(n))]
-        reports = await asyncio.gather(*map(self._end_of, names), return_exceptions=True)
-        found = dict(zip(names, reports, strict=True))
-        errors = {n: text_of(r) for n, r in found.items() if isinstance(r, BaseException)}
-        unloaded = [r for n, r in found.items() if isinstance(r, UnloadReport) and n in running]
-        return UnloadAllReport(tuple(unloaded), errors)
-
-    async def dry_run(self, model: str) -> DryRun:
-        """What a load would do now; it does nothing. Raises as `load` does before it starts."""
-        name, known = await self._look_at(model, act=False)
-        return foresee(self._models, self._loadable(name, known))
-
-    async def _look_at(self, model: str, *, act: bool = True) -> tuple[str, ModelFolder | None]:
-        """The model's own name, and its folder as it is now. `act` false: only to know of it."""
-        self._not_draining()
-        name = self._models.routes.model(check_name(model))
-        folder = await self._lookout.fresh(name, act=act)
-        self._not_draining()  # the look may have taken seconds
-        return name, folder
-
-    def _not_draining(self) -> None:
-        if self._draining:
-            raise DrainingError("the server is shutting down", retry_after_s=5.0)
-
-    def _loadable(self, name: str, folder: ModelFolder | None) -> ModelFolder:
-        if folder is None:
-            self._known(name)
-            raise ModelNotFoundError(f"the folder of model '{name}' is gone from the repository")
-        # What served before is kept as long as its successor is broken: no reason to load that anew.
-        if not folder.specs or any(p.version in (None, *folder.specs) for p in folder.errors):
-            raise of_folder(folder)
-        return folder
-
-    async def _end_of(self, name: str) -> UnloadReport:
-        began = time.perf_counter()
-        going = self._models.unwant(name)
-        held = sum(gen.reserved for gen in going)
-        for gen in going:
-            await gen.ended.wait()
-        freed = held - sum(gen.reserved for gen in going)
-        return UnloadReport(name, len(going), freed, time.perf_counter() - began)
-
     # truth --------------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
@@ -340,22 +313,14 @@ class Repository(AdapterCalls):
         return sorted(self._models.folders.keys() | self._models.generations.keys())
 
     def status(self, model: str) -> ModelStatus:
-        """Raises ModelNotFoundError, InvalidNameError."""
+        """Raises ModelNotFoundError, InvalidNameError; of a path, also OutOfBoundsError and
+        InvalidRequestError."""
         return self._describe(self._model_of(model))
 
     def _describe(self, name: str) -> ModelStatus:
         models = self._models
         wanted, past = models.wishes.wants(name), models.history.get(name, ())
         return describe(name, self._of(name), models.folders.get(name), wanted=wanted, past=past)
-
-    def _known(self, name: str) -> ModelFolder | None:
-        """Its folder; None if that is gone and something of it still runs."""
-        try:
-            return self._models.known(name)
-        except ModelNotFoundError:
-            check_name(name)
-            why = self._seen.near(name) or "is there a folder of that name with a model in it?"
-            raise ModelNotFoundError(f"no model '{name}' in the repository: {why}") from None
 
     def statuses(self) -> list[ModelStatus]:
         """Of every model, by name."""
@@ -367,11 +332,6 @@ class Repository(AdapterCalls):
         models, wants = self._models, self._models.wishes.wants
         names = models.folders.keys() | models.generations.keys()
         return any(wants(n) and has_failed(self._of(n), models.folders.get(n)) for n in names)
-
-    def devices(self) -> list[DeviceReport]:
-        """Budget and reservations beside what each device says of itself."""
-        held = {d: (of.capacity, of.held) for d, of in self._models.ledgers.items()}
-        return reports(self._devices.devices(), held)
 
     @property
     def ready(self) -> bool:
@@ -386,22 +346,19 @@ class Repository(AdapterCalls):
         """Stops being ready and ends the event streams; `running` ends later."""
         if not self._draining:
             self._draining = True
+            self._models.demand.close()
             self.events.publish("server.draining")
             self.events.close()
 
     def _of(self, name: str) -> list[Generation]:
         return self._models.generations.get(name, [])
 
-    def _model_of(self, name: str) -> str:
-        model = self._models.routes.model(check_name(name))
-        self._known(model)
-        return model
 
-
-def _wishes(options: Options) -> Wishes:
+def _wishes(options: Options, journal: Journal) -> Wishes:
     return Wishes(
         everything=options.mode != "explicit" or "*" in options.load,
         named=[check_name(name) for name in options.load if name != "*"],
+        note=journal.word,
     )
 
 

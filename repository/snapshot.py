@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from repository.adapters.sources import AdapterSource
 from repository.spec import ModelSpec
@@ -40,6 +41,9 @@ class ModelFolder:
 
     fingerprint  of everything below the folder that counts, also of versions that are not chosen
     problems     errors before warnings
+    said         what its aphrodite_config.yaml says, or the request that stands in place of it
+    override     of such a request, a digest; "" where none is in force. It is no part of the
+                 fingerprint, so it need not settle; the specs' own fingerprints have it
     adapters     by name; each settles by itself, so they are neither in the fingerprint nor compared
     newest_ctime when anything in it last changed, in seconds since 1970 (by the ctime of its files and
                  folders, which nobody can set back); inf where that lies in the future. Not part of
@@ -52,6 +56,8 @@ class ModelFolder:
     versions: tuple[int, ...] = ()
     aliases: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+    said: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    override: str = ""
     newest_ctime: float = field(default=0.0, compare=False)
     adapters: Mapping[str, AdapterSource] = field(
         default_factory=lambda: MappingProxyType({}), compare=False

@@ -46,4 +46,5 @@ def source(name: str = "a1", print_: str = "f1", **rest: Any) -> AdapterSource:
     """As a scan gives it; good, unless it has a problem."""
     rest.setdefault("facts", None if rest.get("problem") else AdapterFacts({"q": (8, 8)}, 4, 256))
     rest.setdefault("files", (AdapterFile("adapter_config.json", 1, 1, 1),))
-    return AdapterSource(name, Path("/models/m/adapters") / name, print_, **rest)
+    path = rest.pop("path", Path("/models/m/adapters") / name)
+    return AdapterSource(name, path, print_, **rest)

@@ -8,14 +8,17 @@ brought it, and what was said holds until the adapter goes: of one of the folder
 (whatever is put there meanwhile is followed), of one by call when it is unregistered. Files of its own
 that a call named hide what the folder has under that name. What was unregistered stays so until
 somebody registers it, or its folder goes and comes back.
+
+What was said by call outlives the server: each change of it is noted in the breath in which it is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import enum
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from repository.adapters.orders import AdapterOrder
 from repository.adapters.sources import AdapterSource
@@ -70,6 +73,17 @@ class Entry:
         )
 
 
+class Away(enum.Enum):
+    """It lies in the folder, and was unregistered by call."""
+
+    AWAY = enum.auto()
+
+
+AWAY: Final = Away.AWAY
+Said: TypeAlias = Entry | Away | None  # by call, of one name
+Note: TypeAlias = Callable[[str, Said], None]
+
+
 class News(NamedTuple):
     """What became of one name. `entry` None: it is no longer there."""
 
@@ -80,10 +94,12 @@ class News(NamedTuple):
 
 class AdapterBook:
     """`revision` rises with every change. `trying`: names of which a call is finding out whether they
-    can be had; nobody else says anything of them to a host meanwhile."""
+    can be had; nobody else says anything of them to a host meanwhile. `note` is told what was said
+    last of a name, whenever that changes."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, note: Note = lambda name, said: None) -> None:
         self.model = model
+        self._note = note
         self.revision = 0
         self.trying: set[str] = set()
         self._entries: dict[str, Entry] = {}
@@ -115,12 +131,48 @@ class AdapterBook:
         before, self._folder = self._folder, sources
         if sources is before:
             return []
-        for name in before.keys() - sources.keys():
-            self._away.discard(name)
-            if name in self._said and self._said[name].origin == "folder":
-                del self._said[name]
+        # Also of those that were recalled, and are gone from the folder since.
+        followed = {name for name, entry in self._said.items() if entry.origin == "folder"}
+        for name in (self._away | followed) - sources.keys():
+            self._say(name, None)
         changed = [n for n, s in sources.items() if s is not before.get(n)]
         return self._tell([*(before.keys() - sources.keys()), *changed])
+
+    # what was said --------------------------------------------------------------------------------
+
+    def said(self, name: str) -> Said:
+        return AWAY if name in self._away else self._said.get(name)
+
+    def recall(self, name: str, said: Entry | Away) -> list[News]:
+        """What was said before the start. Of one of the folder its source counts for nothing: it is
+        there as soon as the folder has it."""
+        self._put(name, said)
+        return self._tell([name])
+
+    def put_back(self, name: str, said: Said) -> list[News]:
+        """A call is undone: `said` is what was said before it. What has left the folder since stays
+        gone."""
+        lies = name in self._folder
+        held = said is AWAY or (isinstance(said, Entry) and said.origin == "folder")
+        self._say(name, None if held and not lies else said)
+        return self._tell([name])
+
+    def clear(self) -> None:
+        """The model is gone: nothing that was said of its adapters counts any more."""
+        for name in [*self._said, *self._away]:
+            self._say(name, None)
+
+    def _say(self, name: str, said: Said) -> None:
+        self._put(name, said)
+        self._note(name, said)
+
+    def _put(self, name: str, said: Said) -> None:
+        self._said.pop(name, None)
+        self._away.discard(name)
+        if isinstance(said, Entry):
+            self._said[name] = said
+        elif said is AWAY:
+            self._away.add(name)
 
     # calls ----------------------------------------------------------------------------------------
 
@@ -180,16 +232,13 @@ class AdapterBook:
         lies = self._folder.get(entry.name)
         if entry.origin == "folder" and (lies is None or lies.settling):
             raise not_registered(entry.name)
-        self._said[entry.name] = entry
-        self._away.discard(entry.name)
+        self._say(entry.name, entry)
         return self._tell([entry.name])
 
     def remove(self, name: str) -> list[News]:
         """Raises AdapterNotFoundError."""
         self.get(name)
-        self._said.pop(name, None)
-        if name in self._folder:
-            self._away.add(name)
+        self._say(name, AWAY if name in self._folder else None)
         return self._tell([name])
 
     def touch(self) -> None:

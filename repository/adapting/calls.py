@@ -50,7 +50,8 @@ class AdapterCalls(ABC):
         or in one of `Options.allowed_roots`.
 
         After any error nothing has changed: ModelNotFoundError, InvalidNameError, ConflictError for a
-        name that is taken, InvalidRequestError, AdapterRefusedError, NoAdapterSlotError.
+        name that is taken, InvalidRequestError, AdapterRefusedError, NoAdapterSlotError, NotKeptError
+        where it could not be remembered beyond a restart.
         """
         known = self._wished(model)
         said = options or {}
@@ -77,7 +78,8 @@ class AdapterCalls(ABC):
         """Returns when no generation takes requests for it any more. What lies in the folder stays
         there, and stays unregistered until it is registered by call or its folder comes anew.
 
-        Raises ModelNotFoundError, AdapterNotFoundError.
+        Raises ModelNotFoundError, AdapterNotFoundError; NotKeptError where it is unregistered, and a
+        restart may not know of it.
         """
         await self._desk.unregister(self._wished(model), name)
 

@@ -1,15 +1,16 @@
 """What people say of adapters by call, and what they are told.
 
 A call is tried first: every generation that serves takes the adapter, and only then the book has it. If
-one refuses, the others take it back, and nothing has changed. One call at a time for each model; what
-the folder brings meanwhile is followed all the same.
+one refuses, the others take it back, and nothing has changed; so too where it cannot be kept beyond a
+restart. One call at a time for each model; what the folder brings meanwhile is followed all the same.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from repository.adapters.book import AdapterBook, Entry
@@ -22,6 +23,7 @@ from repository.errors import (
     AdapterRefusedError,
     ModelNotFoundError,
     NoAdapterSlotError,
+    NotKeptError,
     WorkerDiedError,
 )
 from repository.folder.adapters import read_adapter
@@ -29,22 +31,39 @@ from repository.lifecycle.generation import Generation
 from repository.lifecycle.states import RISING, State
 from repository.names import check_adapter_name, shown
 from repository.reports import AdapterView, Options
+from repository.turns import Turns
 
 T = TypeVar("T")
 
 
+async def at_once() -> None:
+    """There is nothing to wait for."""
+
+
 class Desk:
-    """`generations`: those of a model that have not been forgotten, oldest first."""
+    """`generations`: those of a model that have not been forgotten, oldest first. `kept` returns when
+    all that was said is on disk, or raises NotKeptError."""
 
     def __init__(
-        self, shelf: Shelf, generations: Callable[[str], Iterable[Generation]], options: Options
+        self,
+        shelf: Shelf,
+        generations: Callable[[str], Iterable[Generation]],
+        options: Options,
+        *,
+        kept: Callable[[], Awaitable[None]] = at_once,
     ) -> None:
         self.shelf = shelf
         self._generations = generations
         self._root = options.root
         self._allowed_roots = options.allowed_roots
-        self._turns: dict[str, asyncio.Lock] = {}
+        self.elsewhere: Callable[[str], Path | None] = lambda model: None  # its folder, if not here
+        self._kept = kept
+        self._turns = Turns()
         self._running: set[asyncio.Task[Any]] = set()
+
+    def home(self, model: str) -> Path:
+        """Its folder."""
+        return self.elsewhere(model) or self._root / model
 
     def describe(self, model: str) -> list[AdapterView]:
         """All that are registered, by name."""
@@ -68,7 +87,7 @@ class Desk:
         """As it was the moment it was registered.
 
         Raises InvalidNameError, ConflictError, InvalidRequestError, AdapterRefusedError,
-        NoAdapterSlotError."""
+        NoAdapterSlotError, NotKeptError."""
         check_adapter_name(name)
 
         async def register() -> AdapterView:
@@ -76,7 +95,8 @@ class Desk:
             book.check_free(name)
             source, told = await self._source(model, name, src)
             entry = book.new(source, told, preload=preload, pin=pin, options=options)
-            return await self._take(book, entry)
+            async with self._kept_or_undone(book, name, "registered"):
+                return await self._take(book, entry)
 
         return await self._in_turn(model, register)
 
@@ -105,26 +125,53 @@ class Desk:
                 raise AdapterRefusedError(
                     f"the adapter '{name}' cannot be used: {old.source.problem}"
                 )
-            return await self._take(book, entry)
+            async with self._kept_or_undone(book, name, "changed"):
+                return await self._take(book, entry)
 
         return await self._in_turn(model, update)
 
     async def unregister(self, model: str, name: str) -> None:
-        """Raises AdapterNotFoundError."""
+        """It is unregistered too where that cannot be kept. Raises AdapterNotFoundError,
+        NotKeptError."""
 
         async def unregister() -> None:
             book = self.shelf.book(model)
             self.shelf.tell(book, book.remove(name))
-            for _, fitting in self._hosts(model):
-                await _quietly(fitting.sync())
+            await self._sync(model)
+            try:
+                await self._kept()
+            except NotKeptError as error:
+                raise NotKeptError(
+                    f"the adapter '{name}' is unregistered, but may be there again after a restart: "
+                    f"{error}"
+                ) from error
 
         await self._in_turn(model, unregister)
+
+    @asynccontextmanager
+    async def _kept_or_undone(
+        self, book: AdapterBook, name: str, done: str
+    ) -> AsyncGenerator[None]:
+        """What the block says of an adapter is on disk afterwards, or has not been said."""
+        before = book.said(name)
+        yield
+        try:
+            await self._kept()
+        except NotKeptError as error:
+            if self.shelf.book(book.model) is book:
+                self.shelf.tell(book, book.put_back(name, before))
+                await self._sync(book.model)
+            raise NotKeptError(f"the adapter '{name}' was not {done}: {error}") from error
+
+    async def _sync(self, model: str) -> None:
+        for _, fitting in self._hosts(model):
+            await _quietly(fitting.sync())
 
     async def _in_turn(self, model: str, call: Callable[[], Awaitable[T]]) -> T:
         """A caller that leaves does not leave half a call behind."""
 
         async def turn() -> T:
-            async with self._turns.setdefault(model, asyncio.Lock()):
+            async with self._turns.of(model):
                 return await call()
 
         task = asyncio.ensure_future(turn())
@@ -138,7 +185,7 @@ class Desk:
             task.exception()  # the caller may have left
 
     async def _source(self, model: str, name: str, src: str) -> tuple[AdapterSource, str]:
-        home = self._root / model
+        home = self.home(model)
         place = await asyncio.to_thread(places.find, src, home, self._root, self._allowed_roots)
         source = await asyncio.to_thread(read_adapter, name, place.path, place.root)
         if source.facts is None:

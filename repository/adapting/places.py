@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from repository.errors import AdapterRefusedError, InvalidRequestError
+from repository.errors import (
+    AdapterRefusedError,
+    InvalidRequestError,
+    UnsupportedSourceError,
+)
 from repository.names import inside, shown
 
 
@@ -28,8 +32,8 @@ class Place(NamedTuple):
 def find(src: str, model: Path, repository: Path, allowed: Sequence[Path] = ()) -> Place:
     """`src`: a path, or a file:// address. `model`: the model's folder.
 
-    Raises InvalidRequestError for what is no path, AdapterRefusedError for a place that may not be
-    read, or where no folder is.
+    Raises InvalidRequestError for what is no path, UnsupportedSourceError for another address,
+    AdapterRefusedError for a place that may not be read, or where no folder is.
     """
     given = _path_of(src)
     roots = [os.path.realpath(root) for root in (repository, *allowed)]
@@ -57,7 +61,7 @@ def _path_of(src: str) -> str:
         if "\0" in src:
             raise InvalidRequestError("src must be the path of a folder")
     elif "://" in src:
-        raise InvalidRequestError("URL adapters are not currently supported")
+        raise UnsupportedSourceError("URL adapters are not currently supported")
     return src
 
 

@@ -7,9 +7,10 @@ and is told in the log and on the bus.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
-from repository.adapters.book import AdapterBook, Entry, News
+from repository.adapters.book import AdapterBook, Away, Entry, News, Said
 from repository.adapters.sources import AdapterSource
 from repository.adapting.counts import Counts
 from repository.adapting.fitting import Fitting
@@ -22,9 +23,17 @@ from repository.spec import ModelSpec
 log = logging.getLogger("modeldepot.adapters")
 
 
+Note = Callable[[str, str, Said], None]
+
+
 class Shelf:
-    def __init__(self, events: EventBus | None = None) -> None:
+    """`note` is told what was said last by call of an adapter (model, name), whenever that changes."""
+
+    def __init__(
+        self, events: EventBus | None = None, note: Note = lambda model, name, said: None
+    ) -> None:
         self.events = events or EventBus()
+        self._note = note
         self._books: dict[str, AdapterBook] = {}
         self._counts: dict[str, Counts] = {}
         self._fittings: dict[str, list[Fitting]] = {}
@@ -33,7 +42,7 @@ class Shelf:
         """Of a model that there is; a new one, where nobody has said anything yet."""
         found = self._books.get(model)
         if found is None:
-            found = self._books[model] = AdapterBook(model)
+            found = self._books[model] = AdapterBook(model, partial(self._note, model))
         return found
 
     def entries(self, model: str) -> Mapping[str, Entry]:
@@ -65,9 +74,16 @@ class Shelf:
         if news := book.follow(sources):
             self.tell(book, news)
 
+    def recall(self, model: str, name: str, said: Entry | Away) -> None:
+        """What was said before the start, before the first look at the folder."""
+        book = self.book(model)
+        self.tell(book, book.recall(name, said))
+
     def forget(self, model: str) -> None:
         """Its folder is gone, and nothing of it is left."""
-        self._books.pop(model, None)
+        book = self._books.pop(model, None)
+        if book is not None:
+            book.clear()
         self._counts.pop(model, None)
 
     # generations ----------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from repository.devices.cpu import Cpu
 from repository.devices.nvml import Gpus
 from repository.devices.ram import Ram
 from repository.errors import ConfigError
-from repository.reports import DeviceReport
+from repository.reports import DeviceReport, GpuReport, GpuUse, HostReport
 from repository.sizes import parse_bytes
 
 CPU_SHARE, GPU_SHARE = 0.8, 0.9  # of a device's memory, where nobody sets a budget
@@ -48,9 +49,12 @@ class Inventory(Protocol):
 class Devices:
     """This machine, or the part of it that the process was given."""
 
-    def __init__(self, ram: Ram | None = None, gpus: Gpus | None = None) -> None:
+    def __init__(
+        self, ram: Ram | None = None, gpus: Gpus | None = None, cpu: Cpu | None = None
+    ) -> None:
         self._ram = ram or Ram()
         self._gpus = gpus or Gpus.of_this_process()
+        self._cpu = cpu or Cpu()
 
     def gpus(self) -> tuple[str, ...]:
         return tuple(f"cuda:{index}" for index in range(self._gpus.count))
@@ -76,6 +80,35 @@ class Devices:
                     )
                 )
         return found
+
+    def host(self) -> HostReport:
+        """Measured now, from /proc alone: a millisecond at most."""
+        memory = self._ram.read()
+        return HostReport(self._cpu.busy(), memory.total, memory.total - memory.free)
+
+    def gpu_use(self) -> GpuUse:
+        """All that NVML tells of each GPU, and who computes on it. Blocks; where a driver hangs, for
+        ever (`readings`)."""
+        found: list[GpuReport] = []
+        for index in range(self._gpus.count):
+            gpu = self._gpus.read(index)
+            if gpu is None:
+                continue
+            found.append(
+                GpuReport(
+                    index=index,
+                    name=gpu.name,
+                    uuid=gpu.uuid,
+                    total=gpu.total,
+                    used=gpu.total - gpu.free,
+                    free=gpu.free,
+                    utilization=gpu.utilization,
+                    memory_utilization=gpu.memory_utilization,
+                    temperature_c=gpu.temperature_c,
+                    processes=tuple(self._gpus.processes(index)),
+                )
+            )
+        return tuple(found)
 
     def close(self) -> None:
         self._gpus.close()

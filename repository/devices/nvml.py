@@ -12,7 +12,10 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
+
+from repository.reports import GpuProcess
 
 T = TypeVar("T")
 
@@ -35,6 +38,8 @@ class Nvml(Protocol):
     def nvmlDeviceGetUtilizationRates(self, handle: Any) -> Any: ...  # noqa: N802
     def nvmlDeviceGetPowerUsage(self, handle: Any) -> int: ...  # noqa: N802
     def nvmlDeviceGetTemperature(self, handle: Any, sensor: int) -> int: ...  # noqa: N802
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> list[Any]: ...  # noqa: N802
+    def nvmlSystemGetProcessName(self, pid: int) -> str: ...  # noqa: N802
 
 
 CORE_SENSOR = 0  # NVML_TEMPERATURE_GPU
@@ -51,6 +56,7 @@ class Gpu:
     utilization: float | None
     power_w: float | None
     temperature_c: float | None
+    memory_utilization: float | None = None  # 0..1: of the time, memory was read or written
 
 
 class Gpus:
@@ -98,7 +104,7 @@ class Gpus:
             self._lost.add(index)
             return None
         self._lost.discard(index)
-        busy = self._told(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+        rates = self._told(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
         power_mw = self._told(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
         celsius = self._told(lambda: nvml.nvmlDeviceGetTemperature(handle, CORE_SENSOR))
         return Gpu(
@@ -106,10 +112,25 @@ class Gpus:
             name=name,
             total=int(memory.total),
             free=int(memory.free),
-            utilization=None if busy is None else busy / 100,
+            utilization=None if rates is None else rates.gpu / 100,
             power_w=None if power_mw is None else power_mw / 1000,
             temperature_c=None if celsius is None else float(celsius),
+            memory_utilization=None if rates is None else rates.memory / 100,
         )
+
+    def processes(self, index: int) -> list[GpuProcess]:
+        """Those that compute on it; none where NVML does not tell. Blocks as `read` does."""
+        nvml = self._nvml
+        assert nvml is not None
+        handle = self._handles[index]
+        running = self._told(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
+        found = []
+        for one in running:
+            pid = int(one.pid)
+            name = self._told(partial(nvml.nvmlSystemGetProcessName, pid))
+            used = None if one.usedGpuMemory is None else int(one.usedGpuMemory)
+            found.append(GpuProcess(pid, os.path.basename(name) if name else None, used))
+        return found
 
     def close(self) -> None:
         """Hands NVML back. Safe twice."""

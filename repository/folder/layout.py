@@ -2,6 +2,7 @@
 
     digits/                 a model: it holds a config, or version folders, or model files
       config.yaml           shared by all versions, as is every file and folder not named below
+      aphrodite_config.yaml likewise, in place of it or beside it
       checks/               shared
       1/ 2/                 versions: whole numbers from 1, holding at least one file
       01/                   ignored, and told
@@ -30,6 +31,8 @@ from repository.snapshot import Problem
 from repository.spec import FileStamp
 
 CONFIGS = ("config.yaml", "config.pbtxt")
+APHRODITE = ("aphrodite_config.yaml", "aphrodite_config.yml")  # said over the others
+_CONFIGS = CONFIGS + APHRODITE
 NOT_SERVED = frozenset({"adapters"})  # changes there concern no generation
 # Folders of a model without version folders that belong to the model and not to its version 1.
 OF_THE_MODEL = frozenset({"checks", "warmup", "configs", "initial_state"})
@@ -83,7 +86,7 @@ class Layout:
     def models(self) -> Iterator[Found]:
         """Every model, in no order."""
         top = self._lister.look(self.root, "", 0, self.notes)
-        loose = [n for n in top.files if _is_model_file(n) or n in CONFIGS]
+        loose = [n for n in top.files if _is_model_file(n) or n in _CONFIGS]
         if loose:
             message = f"'{shown(min(loose))}' lies directly in the repository folder"
             hint = "each model needs its own folder; did you mean the folder above this one?"
@@ -224,7 +227,7 @@ class Layout:
                 listing.path,
                 listing.rel,
                 0,
-                {n: s for n, s in listing.files.items() if (n in CONFIGS) is of_model},
+                {n: s for n, s in listing.files.items() if (n in _CONFIGS) is of_model},
                 {n: f for n, f in rest.items() if (n in OF_THE_MODEL) is of_model},
             )
             for of_model in (True, False)
@@ -243,7 +246,7 @@ def _looks_like_model(listing: Listing, numbers: _Numbers) -> bool:
     return bool(
         numbers.versions
         or numbers.misnamed
-        or any(n in CONFIGS or _is_model_file(n) for n in listing.files)
+        or any(n in _CONFIGS or _is_model_file(n) for n in listing.files)
     )
 
 
@@ -258,7 +261,7 @@ def _note_misplaced(listing: Listing, numbers: _Numbers, notes: list[Problem]) -
         where = shown(f"{listing.rel}/{name}")
         notes.append(Problem(where, "layout", message, hint, warning=True))
     for number, sub in numbers.versions.items():
-        for name in (n for n in CONFIGS if n in sub.files):
+        for name in (n for n in _CONFIGS if n in sub.files):
             where = f"{sub.rel}/{name}"
             message = "a config in a version folder is not read"
             hint = "move it to the model's folder"

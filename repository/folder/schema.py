@@ -193,7 +193,7 @@ class _Checker:
 
     def _misfit(self, value: Any, expected: str, key: str) -> NoReturn:
         what = f"'{key}'" if key else "the whole"
-        self.fail(key, f"{what} must be {expected}, not {_said(value)}")
+        self.fail(key, f"{what} must be {expected}, not {short(value)}")
 
     # values -------------------------------------------------------------------------------------
 
@@ -202,16 +202,21 @@ class _Checker:
             low, high = RANGES.get(pattern, (-math.inf, math.inf))
             if isinstance(value, int | float) and not low <= value <= high:
                 bound = f"at least {low}" if value < low else f"at most {high}"
-                self.fail(key, f"'{key}' must be {bound}, not {_said(value)}")
+                self.fail(key, f"'{key}' must be {bound}, not {short(value)}")
         if values.get("backend") not in (None, *BACKENDS):
             near = nearest(values["backend"], BACKENDS)
             known = "known backends: " + ", ".join(BACKENDS)
-            self.fail("backend", f"unknown backend {_said(values['backend'])}{near}", known)
+            self.fail("backend", f"unknown backend {short(values['backend'])}{near}", known)
+        share = values.get("device_share")
+        if share is not None and not 0 < share <= 1:
+            self.fail(
+                "device_share", f"'device_share' must be above 0 and at most 1, not {short(share)}"
+            )
         device = values.get("device", "auto")
         if not _DEVICE.fullmatch(device):
             self.fail(
                 "device",
-                f"'device' must be auto, cpu, cuda or cuda:N, not {_said(values['device'])}",
+                f"'device' must be auto, cpu, cuda or cuda:N, not {short(values['device'])}",
             )
         for key in ("inputs", "outputs"):
             self._tensors(values.get(key) or (), key)
@@ -230,7 +235,7 @@ class _Checker:
             if datatype not in DATATYPES:
                 self.fail(
                     f"{key}.{i}.datatype",
-                    f"unknown datatype {_said(datatype)}{_meant(datatype)}",
+                    f"unknown datatype {short(datatype)}{_meant(datatype)}",
                     "known datatypes: " + ", ".join(DATATYPES),
                 )
 
@@ -296,7 +301,7 @@ def _leaves(value: Any, pattern: str, key: str) -> Iterator[tuple[str, str, Any]
         yield pattern, key, value
 
 
-def _said(value: Any) -> str:
+def short(value: Any) -> str:
     """What was written, short: a whole list or mapping is only called by its kind."""
     match value:
         case None:

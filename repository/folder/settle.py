@@ -39,6 +39,15 @@ class Settler:
         self._accepted: dict[str, ModelFolder] = {}
         self._told: dict[str, ModelFolder] = {}  # the same, with each alias given to one model
 
+    def put(self, name: str, folder: ModelFolder | None) -> None:
+        """It is at rest as it is, and accepted: nothing of its files has changed, only what was said of
+        it by call. None: it is none of the repository's models any more."""
+        for held in (self._accepted, self._told):
+            held.pop(name, None)
+            if folder is not None:
+                held[name] = folder
+        self._rest.forget(name)
+
     def offer(self, snapshot: Snapshot, now: float) -> Settled:
         """`now`: wall seconds, as ctimes are."""
         waits: list[float] = []

@@ -29,6 +29,13 @@ def fingerprint(stamps: Iterable[FileStamp]) -> str:
     return digest.hexdigest()[:32]
 
 
+def with_override(fingerprint: str, override: str) -> str:
+    """That of the same files under another config than theirs."""
+    if not override:
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} {override}".encode()).hexdigest()[:32]
+
+
 def restat(spec: ModelSpec) -> bool:
     """The spec's files are still as the scan saw them. Asked after a load, in a thread or a worker.
 

@@ -18,6 +18,7 @@ from repository.errors import (
     FailedError,
     InferenceFailedError,
     LoadFailedError,
+    NoDiskError,
     RepositoryError,
     UnavailableError,
     WorkerDiedError,
@@ -59,8 +60,8 @@ def in_words(error: BaseException, *roots: str) -> str:
 
 
 def of_load(error: BaseException, *roots: str) -> RepositoryError:
-    """The error that a failed load shows. Errors of the load family keep their class."""
-    if isinstance(error, LoadFailedError):
+    """The error that a failed load shows. Those of its family and of the disk keep their class."""
+    if isinstance(error, (LoadFailedError, NoDiskError)):
         return type(error)(without_paths(str(error), *roots)[:TEXT_LIMIT])
     if isinstance(error, RepositoryError):
         return LoadFailedError(without_paths(str(error), *roots)[:TEXT_LIMIT])

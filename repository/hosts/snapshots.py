@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from repository import linux
-from repository.errors import IncompleteFilesError, LoadFailedError
+from repository.errors import IncompleteFilesError, LoadFailedError, NoDiskError
 
 Policy: TypeAlias = Literal["external", "folder", "weights", "none"]
 FOLDER_LIMIT = 256 << 20  # bytes up to which a whole folder is copied
@@ -72,7 +72,7 @@ def sweep(state_dir: Path) -> int:
 def prepare(policy: Policy, path: Path, model_file: str, target: Path) -> Path:
     """Where to load from: `path` itself, or `target`, which now holds a copy of what is needed.
 
-    Raises IncompleteFilesError, LoadFailedError.
+    Raises IncompleteFilesError, NoDiskError.
     """
     try:
         if policy == "external":
@@ -86,7 +86,7 @@ def prepare(policy: Policy, path: Path, model_file: str, target: Path) -> Path:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise LoadFailedError(
+        raise NoDiskError(
             f"the state folder has no room for a private copy of the model's files "
             f"({error.strerror}); free some there, or name a larger one with --state-dir"
         ) from error

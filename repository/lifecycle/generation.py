@@ -94,9 +94,13 @@ class Generation:
     leases: int = 0
     served: int = 0  # leases that ended
     born_at: float = 0.0
+    asked_at: float = 0.0  # its patience begins then
+    admitted_at: float = 0.0  # 0.0: not yet
     ready_at: float | None = None
     ended_at: float | None = None
     last_used: float = 0.0
+    drain_s: float = 0.0  # how long its last requests were waited for
+    confirmed: bool = True  # whatever it held has surely come back; False while it lives
     story: deque[Step] = field(default_factory=lambda: deque(maxlen=STORY_LENGTH))
     retire_why: str = ""
     retire_asked: asyncio.Event = field(default_factory=asyncio.Event)
@@ -106,15 +110,21 @@ class Generation:
 
     def __post_init__(self) -> None:
         self.idle.set()
-        self.born_at = self.last_used = self.clock()
+        self.born_at = self.asked_at = self.last_used = self.clock()
         self.story.append(Step(time.time(), None, State.QUEUED, str(self.trigger)))
 
     def __str__(self) -> str:
         return f"{self.spec.model}:{self.spec.version}#{self.serial}"
 
+    def asked_for(self, trigger: Trigger) -> None:
+        """Somebody joins it while it is queued: it is as if it had been started for them."""
+        self.trigger, self.asked_at = trigger, self.clock()
+
     def step(self, event: Event, note: str = "") -> None:
         before, self.state = self.state, advance(self.state, event)
         self.story.append(Step(time.time(), event, self.state, note))
+        if event is Event.ADMIT:
+            self.admitted_at = self.clock()
         if self.state is State.READY:
             self.ready_at = self.last_used = self.clock()
         if self.state in TERMINAL:

@@ -19,6 +19,10 @@ class MemoryLedger:
     def free(self) -> int:
         return self.capacity - self.held
 
+    def most(self, share: float | None) -> int:
+        """What a model may need that is allowed this part of the device, 0..1; None: all of it."""
+        return self.capacity if share is None else int(self.capacity * share)
+
     def take(self, n_bytes: int) -> None:
         if not 0 <= n_bytes <= self.free:
             raise AssertionError(f"{self.device}: take {n_bytes} of {self.free} free bytes")

@@ -6,10 +6,11 @@ change, so it only proposes the next step and never has to remember what it prop
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from repository.errors import FilesChangedError, NoRoomError, WorkerDiedError
+from repository.errors import FilesChangedError, NoDiskError, NoRoomError, WorkerDiedError
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.states import RISING, State
 from repository.lifecycle.wishes import Wanted
@@ -20,7 +21,7 @@ BACKOFF_S = 0.5  # the second restart in a row waits this long, each further one
 BACKOFF_MAX_S = 30.0
 REST_S = 2.0  # after files that changed under a load: time for a scan to see what they are now
 LONGEST_ROW = 8  # crashes that are told apart; the wait is at its longest by then
-PASSING = (WorkerDiedError, FilesChangedError)  # may be gone at the next try
+PASSING = (WorkerDiedError, FilesChangedError, NoDiskError)  # may be gone at the next try
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ def plan(
     - a worker that died is started again, later each time, and so is a load under which the files
       changed (they may be back: a scan that sees others makes it another wish); what fails so
       `crash_limit` times in a row while loading is left alone;
+    - what found no room on the disk is tried again, later each time, as long as it is wanted;
     - what found no room is tried again when `fits` says so.
     """
     by_version: dict[int, list[Generation]] = {}
@@ -78,7 +80,7 @@ def plan(
             retire += _farewell(gens, keep_ready=not all_serve)
             continue
         retire += _outdated(gens, want)
-        if any(answers(g, want) for g in _staying(gens)):
+        if any(answers(g, want) for g in staying(gens)):
             continue
         at = _may_start(gens, want, crash_limit, fits)
         if at is not None and at <= now:
@@ -92,7 +94,7 @@ def answers(gen: Generation, want: Wanted) -> bool:
     return gen.spec.fingerprint == want.spec.fingerprint and gen.epoch >= want.epoch
 
 
-def _staying(gens: Iterable[Generation]) -> list[Generation]:
+def staying(gens: Iterable[Generation]) -> list[Generation]:
     return [
         g
         for g in gens
@@ -101,21 +103,21 @@ def _staying(gens: Iterable[Generation]) -> list[Generation]:
 
 
 def _serves(gens: Iterable[Generation]) -> bool:
-    return any(g.state is State.READY for g in _staying(gens))
+    return any(g.state is State.READY for g in staying(gens))
 
 
 def _farewell(gens: list[Generation], *, keep_ready: bool) -> list[Retire]:
     """A version that is not wanted. Its READY one stays while a wanted version does not serve yet."""
     return [
         Retire(g.serial, "not wanted")
-        for g in _staying(gens)
+        for g in staying(gens)
         if not (keep_ready and g.state is State.READY)
     ]
 
 
 def _outdated(gens: list[Generation], want: Wanted) -> list[Retire]:
-    ready = [g for g in _staying(gens) if g.state is State.READY]
-    stale = [g for g in _staying(gens) if g.state in RISING and not answers(g, want)]
+    ready = [g for g in staying(gens) if g.state is State.READY]
+    stale = [g for g in staying(gens) if g.state in RISING and not answers(g, want)]
     return [Retire(g.serial, f"replaced by #{ready[-1].serial}") for g in ready[:-1]] + [
         Retire(g.serial, "overtaken by a newer wish") for g in stale
     ]
@@ -157,10 +159,51 @@ def _may_start(
         return 0.0 if fits(want.spec) else None
     if not isinstance(last.error, PASSING):
         return None
-    if len(row) >= crash_limit and all(g.ready_at is None for g in row[-crash_limit:]):
+    return None if _lost(row, crash_limit) else last.ended_at + _pause_s(row)
+
+
+def _lost(row: list[Generation], crash_limit: int) -> bool:
+    """Too many in a row died before they had served."""
+    return (
+        len(row) >= crash_limit
+        and not isinstance(row[-1].error, NoDiskError)
+        and all(g.ready_at is None for g in row[-crash_limit:])
+    )
+
+
+def _pause_s(row: list[Generation]) -> float:
+    """After the last of those in a row, before the next try."""
+    if isinstance(row[-1].error, (FilesChangedError, NoDiskError)):
+        return min(BACKOFF_MAX_S, REST_S * 2.0 ** (len(row) - 1))
+    return 0.0 if len(row) == 1 else min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** (len(row) - 2))
+
+
+def hopeless(
+    spec: ModelSpec, gens: Iterable[Generation], *, now: float, crash_limit: int
+) -> float | None:
+    """Until when nothing comes of a request that waits for it: its newest attempt has failed in itself
+    (inf: until its files change or somebody asks for a load), or in a way in which it had better not
+    be tried again at once. None: it may come. `gens`: of its version, oldest first."""
+    found = list(gens)
+    row = counting(found, Wanted(spec), crash_limit=crash_limit)
+    if not row or any(g.state in RISING for g in found):
         return None
-    if isinstance(last.error, FilesChangedError):
-        return last.ended_at + min(BACKOFF_MAX_S, REST_S * 2.0 ** (len(row) - 1))
-    if len(row) == 1:
-        return 0.0
-    return last.ended_at + min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** (len(row) - 2))
+    last = row[-1]
+    if isinstance(last.error, NoRoomError):
+        return None
+    if not isinstance(last.error, PASSING):
+        return math.inf
+    if last.ended_at is None:  # it is still stopping
+        return math.inf if _lost(row, crash_limit) else None
+    if _lost(row, crash_limit):
+        until = last.ended_at + BACKOFF_MAX_S
+    elif isinstance(last.error, NoDiskError):
+        until = last.ended_at + _pause_s(row)
+    else:
+        return None
+    return until if now < until else None
+
+
+def given_up(spec: ModelSpec, gens: Iterable[Generation], *, crash_limit: int) -> bool:
+    """It has crashed too often while loading to be tried again by itself."""
+    return _lost(counting(gens, Wanted(spec), crash_limit=crash_limit), crash_limit)

@@ -7,6 +7,7 @@ from repository.errors import (
     IncompleteFilesError,
     LoadFailedError,
     ModelNotReadyError,
+    NoDiskError,
     RepositoryError,
     SupersededError,
     UntrustedCodeError,
@@ -14,19 +15,21 @@ from repository.errors import (
     WorkerDiedError,
 )
 from repository.lifecycle.generation import Generation
-from repository.lifecycle.states import RISING
+from repository.lifecycle.states import RISING, State
 from repository.lifecycle.status import ModelStatus, text_of
 from repository.snapshot import ModelFolder
 
 KINDS = {"trust": UntrustedCodeError, "incomplete": IncompleteFilesError}
+LEAVING = frozenset({State.DRAINING, State.UNLOADING})
 
 
 def not_serving(name: str, version: int | None, status: ModelStatus) -> RepositoryError:
     """To a request; in Triton's words, which its clients look for. `name` as the request had it.
 
-    What is on its way (loading, or its worker has just died): ModelNotReadyError, come again. A
-    version that exists and does not serve: the same without a promise. One that does not exist, or a
-    model of which nothing serves: VersionNotFoundError.
+    What is on its way (loading, leaving, or its worker has just died), or finds no room on the disk:
+    ModelNotReadyError, come again; then it serves, or the answer is final. A version that exists and
+    does not serve: the same without a promise. One that does not exist, or a model of which nothing
+    serves: VersionNotFoundError.
     """
     gens = [g for g in status.generations if version in (None, g.spec.version)]
     if any(g.state in RISING for g in gens):
@@ -35,13 +38,29 @@ def not_serving(name: str, version: int | None, status: ModelStatus) -> Reposito
         return ModelNotReadyError(
             f"the worker of model '{name}' died; it is being started again", retry_after_s=1.0
         )
+    if any(g.state in LEAVING for g in gens):
+        return ModelNotReadyError(f"model '{name}' is being unloaded", retry_after_s=1.0)
+    if gens and isinstance(gens[0].error, NoDiskError):
+        text = f"model '{name}' cannot be loaded now: {gens[0].error}"
+        return ModelNotReadyError(text, retry_after_s=2.0)
     refused = f"Request for unknown model: '{name}'"
-    why = f": {status.last_error.message}" if status.last_error else ""
+    why = _why(gens, status)
     if version is None:
         return VersionNotFoundError(f"{refused} has no available versions{why}")
     if gens or (status.folder is not None and version in status.folder.versions):
         return ModelNotReadyError(f"{refused} version {version} is not at ready state{why}")
     return VersionNotFoundError(f"{refused} version {version} is not found")
+
+
+def _why(gens: list[Generation], status: ModelStatus) -> str:
+    if status.last_error is None:
+        return ""
+    message = status.last_error.message
+    if gens and isinstance(
+        gens[0].error, WorkerDiedError
+    ):  # the client cannot mend it by asking again
+        message = f"{message.removesuffix('; ask again')}; mend the model, or load it by hand"
+    return f": {message}"
 
 
 def _will_be_back(newest: Generation) -> bool:

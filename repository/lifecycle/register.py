@@ -33,11 +33,13 @@ class Register:
     def of(self, model: str) -> list[Generation]:
         return self.living.get(model, [])
 
-    def forgive(self, model: str) -> None:
-        """Somebody has asked: faults until now count for nothing, also of what is still stopping."""
+    def forgive(self, model: str, *, of: type[BaseException] = BaseException) -> None:
+        """Somebody has asked: faults until now count for nothing, also of what is still stopping.
+        `of`: only these faults."""
         for gen in self.of(model):
-            gen.forgiven = gen.forgiven or gen.state in (State.FAILING, State.FAILED)
-        self._drop(model, [g for g in self.of(model) if g.state is State.FAILED])
+            if gen.state in (State.FAILING, State.FAILED) and isinstance(gen.error, of):
+                gen.forgiven = True
+        self._drop(model, [g for g in self.of(model) if g.state is State.FAILED and g.forgiven])
 
     def bury(self, model: str, folder: ModelFolder | None, wanted: Mapping[int, Wanted]) -> None:
         """Lets go of what no plan and no status looks at any more."""

@@ -1,10 +1,12 @@
 """Which models leave when memory is short, and which have idled too long. Pure.
 
-A model leaves as a whole, with all its versions: as long as one of them is in use, it stays.
+A model leaves as a whole, with all its versions: as long as one of them is in use, it stays. The one
+exception is `give_way`: for requests that wait, one that is in use leaves too when its turn is over.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from repository.lifecycle.generation import Generation
@@ -23,11 +25,60 @@ def victims(
     go, None when even all of them would not be enough: then nobody is evicted, because an eviction
     that does not help is only an outage. Pinned and leased ones never leave.
     """
-    short = need - free
+    return _enough(need - free, sorted(_may_leave(residents), key=lambda m: _rank(m, now)))
+
+
+def give_way(
+    need: int, free: int, residents: Iterable[Generation], *, now: float, min_residency_s: float
+) -> list[Generation] | None:
+    """As `victims`, for one that requests wait for: who is in use leaves too, after all that idle,
+    then by priority (low first), then who has served the longest. Nobody leaves before `turn_ends`;
+    pinned ones and those of which something is loading never do."""
+    gens = list(residents)
+    idle = {model[0].spec.model for model in _may_leave(gens)}
+    staying = {g.spec.model for g in gens if _loads(g) or g.spec.config.pin}
+    models: dict[str, Model] = {}
+    for gen in gens:
+        if _serves(gen) and gen.spec.model not in staying:
+            models.setdefault(gen.spec.model, []).append(gen)
+    over = [m for m in models.values() if _turn_is_over(m, now, min_residency_s)]
+    over.sort(key=lambda m: (m[0].spec.model not in idle, *_turn_rank(m, idle, now)))
+    return _enough(need - free, over)
+
+
+def turn_ends(gen: Generation, min_residency_s: float) -> float:
+    """Until then nobody's requests drive it out: it serves `min_residency_s`, and at least as long as
+    it took to load, so that no more than half of the time goes into loading."""
+    if gen.ready_at is None:
+        return math.inf
+    return gen.ready_at + max(min_residency_s, gen.ready_at - gen.admitted_at)
+
+
+def next_turn(
+    residents: Iterable[Generation], *, now: float, min_residency_s: float
+) -> float | None:
+    """The first moment after `now` at which a turn ends; None: no turn will."""
+    ends = (turn_ends(g, min_residency_s) for g in residents if _serves(g))
+    return min((at for at in ends if now < at < math.inf), default=None)
+
+
+def _turn_is_over(model: Model, now: float, min_residency_s: float) -> bool:
+    return all(turn_ends(g, min_residency_s) <= now for g in model)
+
+
+def _turn_rank(model: Model, idle: set[str], now: float) -> tuple[bool, int, float, int]:
+    if model[0].spec.model in idle:
+        return _rank(model, now)
+    ready = min(g.ready_at or 0.0 for g in model)
+    return (True, max(g.spec.config.priority for g in model), ready, min(g.serial for g in model))
+
+
+def _enough(short: int, models: Iterable[Model]) -> list[Generation] | None:
+    """The first of `models` that free `short` bytes together, without those they make needless."""
     if short <= 0:
         return []
     chosen: list[Model] = []
-    for model in sorted(_may_leave(residents), key=lambda m: _rank(m, now)):
+    for model in models:
         chosen.append(model)
         short -= _bytes(model)
         if short <= 0:
@@ -69,12 +120,22 @@ def _stays(gen: Generation) -> bool:
     return gen.state is State.READY and (gen.leases > 0 or gen.spec.config.pin)
 
 
+def _serves(gen: Generation) -> bool:
+    return gen.state is State.READY and not gen.retire_asked.is_set()
+
+
+def _loads(gen: Generation) -> bool:
+    """It is in the middle of it; one that is only queued has cost nothing yet."""
+    rising = gen.state in RISING and gen.state is not State.QUEUED
+    return rising and not gen.retire_asked.is_set()
+
+
 def _may_leave(residents: Iterable[Generation]) -> list[Model]:
     gens = list(residents)
     staying = in_use(gens)
     models: dict[str, Model] = {}
     for gen in gens:
-        if gen.state is State.READY and not gen.retire_asked.is_set():
+        if _serves(gen):
             models.setdefault(gen.spec.model, []).append(gen)
     return [gens for name, gens in models.items() if name not in staying]
 

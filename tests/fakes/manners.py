@@ -5,6 +5,7 @@ next         the same, a turn of the loop later
 slow         the same, SLOW_S later
 held         the same, once `release` is called; `asked` is set as soon as one waits; wide-held too
 large        as many bytes as x[0, 0] says
+named        y = 2x, and says the request's parameters back
 broken full gone stuck    fail as their names say; `stuck` in a way that nobody foresaw
 """
 
@@ -123,6 +124,11 @@ def much(_: Manners, request: InferRequest, future: Future) -> None:
     future.set_result(InferResponse([Tensor.of("y", np.arange(size, dtype=np.uint8))]))
 
 
+def named(_: Manners, request: InferRequest, future: Future) -> None:
+    settle(future, request)
+    future.result().parameters = dict(request.parameters)
+
+
 def failing(error: Callable[[], Exception], *, at_the_door: bool = False) -> Manner:
     def fail(_: Manners, request: InferRequest, future: Future) -> None:
         if at_the_door:
@@ -146,6 +152,7 @@ MANNERS: dict[str, Manner] = {
     "held": when_released,
     "wide-held": when_released,
     "large": much,
+    "named": named,
     "broken": failing(lambda: InferenceFailedError("the model failed: no such luck")),
     "full": failing(busy, at_the_door=True),
     "gone": failing(lambda: WorkerDiedError("its worker has died; ask again")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,8 @@ class FakeGpu:
     busy_percent: int | None = 25
     power_mw: int | None = 70_500
     celsius: int | None = 41
+    memory_percent: int = 12
+    processes: list[tuple[int, int | None]] | None = field(default_factory=list)  # pid, bytes
     lost: bool = False
 
 
@@ -31,6 +34,8 @@ class FakeNvml:
     mig: list[FakeGpu] = field(default_factory=list)
     broken: str = ""
     opened: int = 0
+    names: dict[int, str] = field(default_factory=dict)  # of processes, where NVML can tell
+    hangs: threading.Event | None = None  # a driver that answers once this is set
     NVMLError: type[Exception] = FakeNvmlError
 
     def nvmlInit(self) -> None:  # noqa: N802 - NVML's names
@@ -60,6 +65,8 @@ class FakeNvml:
         return handle.name
 
     def nvmlDeviceGetMemoryInfo(self, handle: FakeGpu) -> Any:  # noqa: N802
+        if self.hangs is not None:
+            self.hangs.wait()
         if handle.lost:
             raise FakeNvmlError("GPU is lost")
         return SimpleNamespace(
@@ -67,7 +74,7 @@ class FakeNvml:
         )
 
     def nvmlDeviceGetUtilizationRates(self, handle: FakeGpu) -> Any:  # noqa: N802
-        return SimpleNamespace(gpu=_told(handle.busy_percent))
+        return SimpleNamespace(gpu=_told(handle.busy_percent), memory=handle.memory_percent)
 
     def nvmlDeviceGetPowerUsage(self, handle: FakeGpu) -> int:  # noqa: N802
         return _told(handle.power_mw)
@@ -75,6 +82,16 @@ class FakeNvml:
     def nvmlDeviceGetTemperature(self, handle: FakeGpu, sensor: int) -> int:  # noqa: N802
         assert sensor == 0
         return _told(handle.celsius)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: FakeGpu) -> list[Any]:  # noqa: N802
+        if handle.processes is None:
+            raise FakeNvmlError("Not Supported")
+        return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in handle.processes]
+
+    def nvmlSystemGetProcessName(self, pid: int) -> str:  # noqa: N802
+        if pid not in self.names:
+            raise FakeNvmlError("Not Found")
+        return self.names[pid]
 
 
 def _told(value: int | None) -> int:

@@ -30,7 +30,11 @@ from repository.reports import (
     AdapterView,
     DeviceReport,
     DryRun,
+    GpuUse,
+    HostReport,
     LoadReport,
+    Options,
+    Skill,
     UnloadAllReport,
     UnloadReport,
 )
@@ -69,6 +73,7 @@ class FakeRepository(Repository):
 
     def __init__(self, root: Path = Path("models"), answers: Callable[..., Any] = echo) -> None:
         self.root = root
+        self.options = Options(root)
         self.events = EventBus()
         self.answers = answers
         self.folders: dict[str, ModelFolder] = {}
@@ -84,6 +89,13 @@ class FakeRepository(Repository):
         self.entered = self.left = 0
         self.of_models: dict[str, list[AdapterView]] = {}  # model -> its adapters
         self._serial = 0
+
+    @property
+    def on_demand(self) -> bool:
+        return False
+
+    def waiting(self, model: str) -> int:
+        return 0
 
     # by the test --------------------------------------------------------------------------------
 
@@ -193,7 +205,12 @@ class FakeRepository(Repository):
         return None
 
     async def load(
-        self, model: str, *, force: bool = False, trigger: Trigger = Trigger.API
+        self,
+        model: str,
+        *,
+        force: bool = False,
+        trigger: Trigger = Trigger.API,
+        config: Any = None,  # it is all the same to a model that does nothing
     ) -> LoadReport:
         self.calls.append(("load", model, force))
         folder = self._folder(model)
@@ -261,6 +278,24 @@ class FakeRepository(Repository):
 
     async def adapters_now(self, model: str) -> list[AdapterView]:
         return self.adapters(model)
+
+    async def gpus(self) -> GpuUse:
+        return ()
+
+    def host(self) -> HostReport:
+        return HostReport(0.25, 16 << 30, 4 << 30)
+
+    @property
+    def skills(self) -> frozenset[Skill]:
+        return frozenset()
+
+    @property
+    def has_gpu(self) -> bool:
+        return False
+
+    @property
+    def durable(self) -> bool:
+        return True
 
     def devices(self) -> list[DeviceReport]:
         held = sum(g.reserved for gens in self.generations.values() for g in gens)

@@ -45,6 +45,13 @@ class ShownRepository(Repository):
     def statuses(self) -> list[ModelStatus]:
         return [self.status(name) for name in self.names()]
 
+    @property
+    def on_demand(self) -> bool:
+        return True
+
+    def waiting(self, model: str) -> int:
+        return 0
+
     def adapters(self, model: str) -> list[AdapterView]:
         return self.of_models.get(model, [])
 

@@ -21,6 +21,7 @@ from repository.errors import (
     AdapterRefusedError,
     InvalidRequestError,
     InvalidTensorError,
+    UnsupportedSourceError,
 )
 from repository.messages import InferRequest
 from repository.repository import Options, Repository
@@ -203,7 +204,7 @@ async def test_calls_register_swap_and_unregister_in_every_worker(root, tmp_path
             (str(outside), AdapterRefusedError),
             ("../../outside", AdapterRefusedError),
             ("nowhere", AdapterRefusedError),
-            ("s3://bucket/a", InvalidRequestError),
+            ("s3://bucket/a", UnsupportedSourceError),
             ("a\0b", InvalidRequestError),
         ):
             with pytest.raises(error) as refused:

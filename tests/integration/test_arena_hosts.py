@@ -263,6 +263,7 @@ async def test_a_kill_leaves_neither_memory_nor_files(tmp_path, victim):
             assert open_files() == files
 
 
+@pytest.mark.alone  # it looks at what everybody has in /dev/shm
 def test_a_killed_server_leaves_no_shared_memory(tmp_path):
     adder(tmp_path)
     program = f"""

@@ -254,6 +254,12 @@ async def test_adapters_are_named_in_four_ways_and_the_later_wins() -> None:
             "poet", "clerk", "clerk", "clerk", "poet", ""
         ]  # fmt: skip
         models.pens.clear()
+        # Of one that is not registered the model's name is only to blame if it brought it.
+        for said, status in (({}, 404), ({"extra_query": {"adapter": "dancer"}}, 424)):
+            with pytest.raises(openai.APIStatusError, match="dancer has not been") as unknown:
+                await create(model=f"talker:{'poet' if said else 'dancer'}", prompt="x", **said)
+            assert unknown.value.status_code == status
+        models.pens.clear()
         rows = {"adapters": ["poet", "", "clerk"]}
         await create(model="talker", prompt=["a", "b", "c"], n=2, extra_body=rows)
         assert [p.request.adapter for p in models.pens] == [

@@ -1,6 +1,7 @@
 """HTTP on a real socket: bounds on heads, bodies, pieces and patience; no answer lost or out of turn."""
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -49,6 +50,23 @@ async def test_an_address_that_never_ends_is_refused_too():
         for piece in (b"GET /", *[b"a" * MOST_HEAD] * 10):
             await wire.send(piece)
         assert (await wire.answer()).status == 431
+
+
+@pytest.mark.parametrize(
+    ("path", "keys"),
+    [
+        (INFER, {"error"}),
+        ("/v1/models/load", {"error", "detail"}),
+        ("/v1/load_model", {"error"}),
+        ("/models", {"message", "code", "type", "link"}),
+        ("/models/?model_name=m", {"message", "code", "type", "link"}),
+        ("/models/a/b/adapters?limit=1", {"message", "code", "type"}),
+    ],
+)
+async def test_a_head_that_is_too_large_is_refused_in_the_words_of_its_face(path, keys):
+    async with a_port() as port:
+        answer = await asked(port, head("GET", path, "X-A: " + "a" * MOST_HEAD))
+    assert answer.status == 431 and set(json.loads(answer.body)) == keys
 
 
 @pytest.mark.parametrize("size", [MOST_HEAD - 200, MOST_HEAD + 1])

@@ -24,7 +24,7 @@ from tests.routes import CLOSE, Depot, asking, both, infer, same, statuses, tens
 from tests.wire import head, post
 
 MODELS = ("double", "next", "slow", "org/name", "double/versions/1", "large", "broken", "full", "gone",
-          "none", "double/versions/9", "org%2Fname", "../double", "a+b")  # fmt: skip
+          "none", "double/versions/9", "org%2Fname", "../double", "a+b", "named")  # fmt: skip
 MAX_BODY = 200_000
 ROOM_FROM = 65_536
 
@@ -72,7 +72,7 @@ lines = st.lists(
     st.sampled_from(["X-A: b", "x-b:", "X-Request-Id: mine", "Accept: */*", "Expect: 100-continue",
                      "Content-Type: text/plain", "User-Agent: a b c", "Accept-Encoding: gzip",
                      "Connection: keep-alive", "Origin: http://t", "Content-Encoding: identity",
-                     "Cookie: " + "c" * 900]),
+                     "X-Amzn-SageMaker-Adapter-Identifier: a1", "Cookie: " + "c" * 900]),
     max_size=3,
 )  # fmt: skip
 rare_lines = st.sampled_from(["Origin: http://evil.example", "Content-Encoding: gzip", CLOSE, "X-A: \0",
@@ -89,6 +89,8 @@ def bodies(draw: st.DrawFn) -> bytes:
         change["id"] = draw(st.sampled_from(["7", "\u20ac", "a" * 60]))
     if draw(st.booleans()):
         change["parameters"] = {"binary_data_output": draw(st.booleans())}
+    if draw(st.booleans()):
+        change["adapters"] = draw(st.sampled_from(["a2", "", ["a2", ""], 7]))
     body = json.dumps(asking(*draw(values), **change)).encode()
     return b" " * draw(st.sampled_from([0, 0, 0, 1, 500, 5_000, 64_000, 66_000, 190_000])) + body
 
@@ -122,6 +124,8 @@ others = st.sampled_from(
      head("POST", "/v2/models/double/infer"), head("PUT", "/v2/models/double/infer"),
      post("/v2/models//double/infer", asking()), post("/v2/models/double/infer/", asking()),
      post("http://t/v2/models/double/infer", asking()), post("/v2/models/double/infer?a=/b", asking()),
+     post("/v2/models/named/infer?adapter=a3", asking()),
+     post("/v2/models/named/infer?adapter", asking()),
      post("/v2/models/double/infer", b" " * (MAX_BODY + 1))]
 )  # fmt: skip
 ends = st.sampled_from(

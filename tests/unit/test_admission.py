@@ -73,6 +73,12 @@ def test_what_can_never_fit_is_refused_at_once_with_numbers():
     assert "--memory-budget" in str(error)
 
 
+def test_what_needs_more_than_its_share_of_the_device_is_refused_though_there_is_room():
+    short, found = decided([asked("a", 60, device_share=0.5), asked("b", 50, 2, device_share=0.5)])
+    assert short == [("Refuse", "a"), ("Admit", "b")]
+    assert "needs 60B on cpu; its device_share of 0.5 is 50B of 100B" in str(found.todo[0].error)
+
+
 def test_busy_ones_are_waited_for_and_then_it_is_refused():
     busy = resident("x", 80)
     with busy.lease():

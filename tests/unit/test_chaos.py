@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 
+from repository.demand import Demand
 from repository.errors import ModelNotReadyError, RepositoryError
 from repository.folder.aliases import settle_aliases
 from repository.folder.settle import keeping
 from repository.lifecycle.states import TERMINAL, TRANSITIONS, State
 from repository.lifecycle.status import describe
+from repository.lifecycle.wishes import Word
 from repository.observer import Observer
 from repository.snapshot import Problem
 from tests.fakes.heart import folder, load, reconciler, spec, unload
@@ -41,7 +43,7 @@ class Counting(Observer):
         self.ended[gen.serial] += gen.state in TERMINAL
 
     def evicted(self, gen, reason):
-        assert not gen.leases and not gen.spec.config.pin and gen.state is State.READY
+        assert not gen.spec.config.pin and gen.state is State.READY
 
 
 class World:
@@ -50,6 +52,7 @@ class World:
     def __init__(self, seed):
         self.rng = random.Random(seed)
         self.hosts, self.counts = [], Counting()
+        self.acknowledged = set()  # loads: said until somebody unloads the model
         self.folders = {n: self.content(n) for n in "abc"}
         self.models = reconciler(
             self.make_host,
@@ -57,6 +60,7 @@ class World:
             everything=self.rng.random() < 0.5,
             lives={"rehearse": self.rehearse, "unchanged": self.unchanged},
             load_slots=self.rng.choice([1, 2, 4]),
+            demand=Demand(most=3, patience_s=self.rng.choice([1.0, 60.0, PATIENCE_S / 2])),
             devices=DEVICES,
             observer=self.counts,
         )
@@ -119,10 +123,11 @@ class World:
             self.check()
 
     async def one_thing(self, name):
-        match self.rng.randrange(9):
+        match self.rng.randrange(11):
             case 0 | 1:
-                await load(self.models, name, force=self.rng.random() < 0.3)
+                await self.load(name)
             case 2:
+                self.acknowledged.discard(name)
                 await unload(self.models, name)
             case 3:
                 self.folders[name] = self.content(name)
@@ -137,12 +142,38 @@ class World:
                 alive = [h for h in self.hosts if h.calls[-1:] == ["load"] and not h.died.done()]
                 if alive:
                     self.rng.choice(alive).kill("killed by signal 9")
+            case 7 | 8:
+                await self.wait_for(self.rng.choice([name, name, "champion"]))
             case _:
                 gen = self.models.routes.find(self.rng.choice([name, name, "champion", "other"]))
                 if gen is None:
                     raise ModelNotReadyError(name)
                 with gen.lease():
                     await asyncio.sleep(self.rng.uniform(0, 40))
+
+    async def load(self, name):
+        gen = await load(self.models, name, force=self.rng.random() < 0.3)
+        if gen.state is State.READY and self.models.wishes.said(name) is Word.LOAD:
+            self.acknowledged.add(name)
+
+    async def wait_for(self, name):
+        """A request that waits for the model, or leaves; it has its lease exactly if it was granted."""
+        version, leases = self.rng.choice([None, None, 1, 2]), []
+        waiter = self.models.wait_for(name, version, leases.append)
+        try:
+            async with asyncio.timeout(self.rng.choice([0, 5, PATIENCE_S])):
+                await waiter
+            (lease,) = leases
+            assert lease.generation.state in (State.READY, State.DRAINING)
+            await asyncio.sleep(self.rng.uniform(0, 40))
+        except TimeoutError:
+            assert waiter.cancelled() is not bool(leases)
+        except RepositoryError:
+            assert not leases
+            raise
+        finally:
+            for lease in leases:
+                lease.end()
 
     def check(self):
         """True at every moment, not only at the end."""
@@ -154,6 +185,7 @@ class World:
         assert {g.serial: g.state for g in gens}.items() <= self.counts.at.items()
         for name in "abc":
             self.check_status(name)
+        assert all(self.models.wishes.said(name) is Word.LOAD for name in self.acknowledged)
         serving = [g for g in gens if g.state is State.READY]
         for gen in serving:
             newest = self.models.routes.find(gen.spec.model, gen.spec.version)
@@ -184,6 +216,7 @@ async def test_chaos(seed):
     assert all(ledger.free == CAPACITY for ledger in models.ledgers.values())
     assert all(h.calls in (["stop"], ["load", "stop"]) for h in world.hosts)
     assert all(g.state in TERMINAL for of in models.generations.values() for g in of)
-    assert not models._lives and not models._queue
+    assert not models._lives and not models._queue and not models.demand.models
+    assert all(g.leases == 0 for of in models.generations.values() for g in of)
     assert set(world.counts.born.values()) == set(world.counts.ended.values()) == {1}
     assert world.counts.born.keys() == world.counts.ended.keys()

@@ -56,8 +56,10 @@ async def test_a_lease_holds_the_host_until_it_ends(looptime):
         stage.gen.retire("test")
         await asyncio.sleep(20)
         assert stage.gen.state is State.DRAINING and stage.host.calls == ["load"]
+        assert not stage.gen.confirmed
     await stage.life
     assert looptime == 21
+    assert stage.gen.drain_s == 20 and stage.gen.confirmed
 
 
 async def test_draining_has_an_end(looptime):

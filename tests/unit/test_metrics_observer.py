@@ -102,7 +102,7 @@ def test_the_cause_of_a_failure_says_more_than_its_wrapping() -> None:
 
 
 async def test_load_durations_are_by_backend_and_the_last_one_by_model(shown: Shown) -> None:
-    times = iter((1.0, 3.5))
+    times = iter((1.0, 1.5, 3.5))  # born, admitted, ready
     gen = shown.watched(newborn(spec("m"), clock=lambda: next(times)))
     walk(gen, *RISE)
     shown.metrics.observer.phase(gen, "warmup", 0.2)

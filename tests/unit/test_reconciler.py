@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from repository.errors import NoRoomError, WorkerDiedError
+from repository.errors import NoDiskError, NoRoomError, WorkerDiedError
 from repository.lifecycle.generation import Trigger
 from repository.lifecycle.states import State
 from repository.lifecycle.status import describe
@@ -153,6 +153,19 @@ async def test_a_worker_that_dies_while_loading_is_given_up_until_asked():
         assert "signal 11" in status.last_error.message
         hosts.error_of = lambda s: None
         assert (await load(models, "a")).state is State.READY
+
+
+async def test_what_found_no_room_on_the_disk_comes_by_itself_once_there_is_some():
+    hosts = Hosts(error_of=lambda s: NoDiskError("no room"))
+    models = reconciler(hosts, everything=True, crash_limit=3)
+    async with models.running():
+        models.observe(sized(a=10))
+        await asyncio.sleep(3600)
+        assert isinstance(models.generations["a"][-2].error, NoDiskError)
+        assert 100 < len(hosts.made) < 130  # every half a minute in the end
+        hosts.error_of = lambda s: None
+        await asyncio.sleep(65)
+        assert models.routes.find("a") is not None
 
 
 async def test_what_was_unloaded_by_hand_stays_unloaded_when_its_files_change():

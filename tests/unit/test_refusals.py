@@ -2,7 +2,7 @@
 
 import pytest
 
-from repository.errors import ModelNotReadyError, VersionNotFoundError, WorkerDiedError
+from repository.errors import ModelNotReadyError, NoDiskError, VersionNotFoundError, WorkerDiedError
 from repository.lifecycle.refusals import not_serving
 from repository.lifecycle.states import Event, State
 from repository.lifecycle.status import describe
@@ -25,6 +25,30 @@ def crashed(*, served):
 def test_who_is_on_its_way_is_worth_asking_again(state):
     error = told(brought(newborn(), state))
     assert isinstance(error, ModelNotReadyError) and error.retry_after_s == 1.0
+
+
+@pytest.mark.parametrize("state", [State.DRAINING, State.UNLOADING])
+@pytest.mark.parametrize("version", [None, 1])
+def test_who_is_leaving_is_not_called_unknown_before_it_has_gone(state, version):
+    error = told(brought(newborn(), state), wanted=False, version=version)
+    assert isinstance(error, ModelNotReadyError) and error.retry_after_s == 1.0
+    assert "unloaded" in str(error)
+
+
+def test_who_found_no_room_on_the_disk_is_worth_asking_again():
+    gen = brought(newborn(), State.LOADING)
+    gen.fault(NoDiskError("the state folder has no room"))
+    gen.step(Event.STOPPED)
+    error = told(gen)
+    assert isinstance(error, ModelNotReadyError) and error.retry_after_s == 2.0
+    assert "no room" in str(error)
+
+
+def test_nobody_is_told_to_ask_again_for_a_model_that_dies_while_it_loads():
+    gen = brought(newborn(), State.LOADING)
+    gen.fault(WorkerDiedError("the worker of 'm' died: killed by signal 9; ask again"))
+    gen.step(Event.STOPPED)
+    assert str(told(gen)).endswith("killed by signal 9; mend the model, or load it by hand")
 
 
 def test_a_worker_that_died_in_service_is_worth_asking_again():

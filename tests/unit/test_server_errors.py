@@ -25,6 +25,8 @@ def leaves(family):
     [
         (inside.NotFoundError, 404),
         (inside.RejectedError, 400),
+        (inside.OutOfBoundsError, 403),
+        (inside.DependencyError, 424),
         (inside.ConflictError, 409),
         (inside.CapacityError, 507),
         (inside.UnavailableError, 503),

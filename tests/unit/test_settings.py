@@ -68,7 +68,9 @@ def test_every_setting_can_come_from_the_environment() -> None:
         "default_host": "inline", "memory_budget": "cpu=2GiB,cuda:0=3GiB", "load_slots": "7",
         "load_timeout": "9", "drain": "1", "grace": "2", "max_body": "1MiB", "max_queue": "5",
         "keepalive": "3", "log_format": "json", "log_level": "DEBUG", "strict_readiness": "on",
-        "exit_on_error": "true", "fast_path": "off",
+        "exit_on_error": "true", "fast_path": "off", "forget": "true", "allowed_root": "/a:/b",
+        "enable_inline_model_loading": "true", "demand_timeout": "7", "demand_queue": "8",
+        "min_residency": "9",
     }  # fmt: skip
     values = {key: samples.get(key, "/text") for key in FIELDS}
     environ = {f"MODELDEPOT_{key.upper()}": value for key, value in values.items()}
@@ -180,6 +182,10 @@ def test_options_carry_every_setting_of_the_repository(tmp_path: Path) -> None:
         "repo": tmp_path, "model_control_mode": "explicit", "load_model": ("a",), "watch": "poll",
         "settle": 0.1, "poll_secs": 0.2, "trust_code": True, "default_host": "inline",
         "load_slots": 3, "load_timeout": 4.0, "drain": 5.0, "max_queue": 6,
+        "memory_budget": "cpu=2GiB", "state_dir": tmp_path / "state",
+        "allowed_root": (tmp_path / "more",), "forget": True, "default_model": "a",
+        "enable_inline_model_loading": True, "demand_timeout": 7.0, "demand_queue": 8,
+        "min_residency": 9.0,
     }  # fmt: skip
     options = options_of(resolve(flags, HOME).settings)
     assert options.root == tmp_path and options.mode == "explicit" and options.load == ("a",)
@@ -187,6 +193,12 @@ def test_options_carry_every_setting_of_the_repository(tmp_path: Path) -> None:
     assert (options.trust_code, options.default_host) == (True, "inline")
     assert (options.load_slots, options.load_timeout_s) == (3, 4.0)
     assert (options.drain_s, options.max_queue) == (5.0, 6)
+    assert dict(options.memory_budget) == {"cpu": 2 * 1024**3}
+    assert options.state_dir == tmp_path / "state"
+    assert (options.allowed_roots, options.forget) == ((tmp_path / "more",), True)
+    assert (options.default_model, options.on_demand) == ("a", True)
+    assert (options.demand_timeout_s, options.demand_queue) == (7.0, 8)
+    assert options.min_residency_s == 9.0
 
 
 def test_print_config_shows_every_value_with_its_source() -> None:

@@ -116,3 +116,111 @@ def test_what_is_named_at_the_start_is_wanted_until_somebody_says_otherwise():
     assert wishes.wants("a") and not wishes.wants("b")
     wishes.unload("a")
     assert not wishes.wants("a")
+
+
+def noted(**how):
+    """Wishes, and what was noted of them: the last of each model, and how often."""
+    notes = []
+    wishes = Wishes(note=lambda model, said: notes.append((model, said)), **how)
+    return wishes, notes
+
+
+def test_what_people_say_is_noted_once_for_each_change():
+    wishes, notes = noted(everything=True)
+    wishes.load("a")
+    wishes.load("a", force=True)
+    wishes.unload("a")
+    wishes.unload("a")
+    assert notes == [("a", Word.LOAD), ("a", Word.UNLOAD)]
+
+
+def test_requests_that_wait_and_evictions_are_nobodys_words():
+    wishes, notes = noted(everything=False)
+    wishes.demand("a")
+    wishes.granted("a")
+    wishes.evict("a")
+    assert notes == [] and wishes.said("a") is None
+    wishes.unload("a")
+    wishes.demand("a")
+    wishes.granted("a")
+    assert wishes.wants("a") and wishes.said("a") is Word.UNLOAD
+    wishes.load("b")
+    wishes.granted("b")
+    wishes.evict("b")
+    assert not wishes.wants("b") and wishes.said("b") is Word.LOAD
+    assert notes == [("a", Word.UNLOAD), ("b", Word.LOAD)]
+
+
+def test_a_wish_that_is_withdrawn_is_withdrawn_from_the_notes():
+    wishes, notes = noted(everything=True)
+    wishes.load("a")
+    wishes.withdraw("a")
+    wishes.unload("a")
+    wishes.load("a")
+    wishes.withdraw("a")
+    assert [said for _, said in notes] == [
+        Word.LOAD, None, Word.UNLOAD, Word.LOAD, Word.UNLOAD,
+    ]  # fmt: skip
+
+
+def test_a_load_by_call_makes_a_wish_of_what_was_only_demanded():
+    wishes, notes = noted(everything=False)
+    wishes.unload("a")
+    wishes.demand("a")
+    wishes.load("a")
+    assert wishes.word("a") is Word.LOAD and notes[-1] == ("a", Word.LOAD)
+    wishes.withdraw("a")  # it could not be had: what was said before the request holds again
+    assert wishes.word("a") is Word.UNLOAD and notes[-1] == ("a", Word.UNLOAD)
+
+
+def test_a_folder_that_goes_takes_the_unload_from_the_notes_and_leaves_the_load():
+    wishes, notes = noted(everything=False)
+    wishes.unload("a")
+    wishes.forget("a")
+    wishes.load("b")
+    wishes.granted("b")
+    wishes.evict("b")
+    wishes.forget("b")
+    assert notes == [("a", Word.UNLOAD), ("a", None), ("b", Word.LOAD)]
+    assert wishes.wants("b")
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_what_was_said_before_the_start_wins_over_the_mode_and_is_not_noted_again(everything):
+    wishes, notes = noted(everything=everything, named=["b"])
+    wishes.recall({"a": "load", "b": "unload"})
+    assert wishes.wants("a") and not wishes.wants("b")
+    assert wishes.wants("c") is everything
+    assert notes == []
+
+
+@pytest.mark.parametrize("said", [None, Word.LOAD, Word.UNLOAD])
+def test_a_load_that_is_taken_back_leaves_what_held_before_though_some_of_it_serves(said):
+    wishes, notes = noted(everything=False)
+    if said is not None:
+        wishes.recall({"a": said})
+    before = wishes.now("a")
+    wishes.load("a", force=True)
+    wishes.granted("a")
+    wishes.take_back("a", before)
+    assert (wishes.word("a"), wishes.said("a"), wishes.now("a").epoch) == (said, said, 0)
+    assert not notes or notes[-1] == ("a", said)
+
+
+def test_a_load_is_not_taken_back_over_what_was_said_since():
+    wishes, notes = noted(everything=False)
+    for speak, word in ((wishes.unload, Word.UNLOAD), (wishes.load, Word.LOAD)):
+        before = wishes.now("a")
+        wishes.load("a")
+        speak("a")
+        wishes.take_back("a", before)
+        assert wishes.word("a") is word and notes[-1] == ("a", word)
+
+
+def test_a_load_that_is_taken_back_does_not_bring_back_what_was_evicted_since():
+    wishes, _ = noted(everything=True)
+    before = wishes.now("a")
+    wishes.load("a")
+    wishes.evict("a")
+    wishes.take_back("a", before)
+    assert wishes.word("a") is Word.EVICTED and wishes.said("a") is None
