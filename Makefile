@@ -1,26 +1,30 @@
 # Two commands matter: `make run` and `make test`. Everything is installed into .venv, nothing elsewhere.
-# PYTHON=python3.12, HOST=, PORT=8001, ARGS="-k words" may be given on the command line.
+# PYTHON=python3.12, HOST=, PORT=8001, JOBS=4, ARGS="-k words" may be given on the command line.
 
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ARGS ?=
+# Processes that share the tests. Half of a test's time is waiting for others. 0: one, without helpers.
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+MARQO := 2.1.0 3.18.0 3.18.2
 SOURCES := repository server tests examples $(wildcard bench/*.py bench/peers/*.py)
 
 # Hundreds of short processes import the same sources in a test run: they are compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench bench-peers format lock build clean
+.PHONY: help run test check clients bench bench-peers format lock build clean
 
 help:
 	@echo "make run     install, serve examples/models on http://$(HOST):$(PORT), show what to try"
 	@echo "make test    install, run the tests (ARGS=... goes to pytest)"
 	@echo "make check   format, lint, types, floors, tests: what CI runs"
+	@echo "make clients install the clients that some tests drive, each in its own place (-j3: at once)"
 	@echo "make bench   compare with limits and peers (ARGS=--quick: a first look; see bench/compare.py)"
 	@echo "make format  rewrite the sources in the one format"
 	@echo "make lock    resolve constraints.txt anew"
@@ -47,8 +51,9 @@ run: $(VENV)/.runtime
 	@$(BIN)/python examples/when_ready.py http://$(HOST):$(PORT) & \
 	exec $(BIN)/modeldepot serve examples/models --trust-code --host $(HOST) --port $(PORT) $(ARGS)
 
+# A file's tests stay together, for what they share. Files begin in order: the long ones come first.
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)
@@ -56,6 +61,15 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	@$(MAKE) --no-print-directory test
+
+# Marqo's clients of several years, which pin what they need: each has a place of its own in build/marqo.
+# Tests that drive them skip without.
+clients: $(MARQO:%=build/marqo/%/.installed)
+
+build/marqo/%/.installed: | $(VENV)/bin/python
+	@rm -rf $(@D) && mkdir -p build/marqo && $(BIN)/python -m venv --without-pip $(@D)
+	@$(PIP) --python $(@D)/bin/python install --no-compile --only-binary :all: marqo==$*
+	@touch $@
 
 # Peers that cannot be installed are told and left out. ARGS=--no-peers: none are installed.
 bench: $(if $(findstring --no-peers,$(ARGS)),$(VENV)/.dev,bench-peers)

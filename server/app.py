@@ -16,18 +16,20 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import metadata
-from typing import Any
+from typing import Any, cast
 
 from litestar import Litestar, Request, Response
 from litestar.di import Provide
 from litestar.types import ASGIApp, ControllerRouterHandler, Message, Receive, Scope, Send
 from litestar.utils import normalize_path
 
+from repository.errors import RepositoryError
 from repository.repository import Repository
 from server import errors
 from server.auth import INFER, Gate, Key, scope_of
 from server.auth import Scope as Right
 from server.call import Door
+from server.codecs.djl_paths import folded
 from server.faces import (
     aphrodite,
     djl,
@@ -45,9 +47,11 @@ from server.faces.v2_infer import infer
 from server.limits import ASKED, MANAGEMENT_BODY, StrictRequest
 from server.metrics import http as metrics_face
 from server.metrics.http import Metrics
+from server.openapi import pages
 from server.scribes.scribes import Scribes
 from server.settings import Settings, is_loopback
 from server.shapes import shape
+from server.turnstile import Turnstile
 
 audit = logging.getLogger("modeldepot.audit")
 
@@ -68,6 +72,7 @@ FACES: tuple[ControllerRouterHandler, ...] = (
     health.router,
     v2_health.router,
     metrics_face.router,
+    pages.router,
 )
 
 
@@ -122,6 +127,8 @@ class ModelDepot(Litestar):
         self.door = door
         self._infer: ASGIApp = partial(infer, door=door)
         self._openai = _openai(door, known)
+        self._turnstile = Turnstile()
+        self._refusal = ""  # why the repository cannot be run
         values = {"models": models, "closing": self.closing, **known}
         super().__init__(
             faces,
@@ -130,12 +137,18 @@ class ModelDepot(Litestar):
                 for name, value in values.items()
             },
             exception_handlers={Exception: render},
-            lifespan=[lambda _: models.running(), lambda _: _ending(door.scribes)],
+            lifespan=[lambda _: self._running(), lambda _: _ending(door.scribes)],
             request_class=StrictRequest,
             request_max_body_size=MANAGEMENT_BODY,
             openapi_config=None,
             logging_config=None,
         )
+
+    @property
+    def raw_paths(self) -> tuple[str, ...]:
+        """What is answered past Litestar, which does not list it: POST, by exact path or (*) between
+        two ends."""
+        return (*self._openai, "*".join(INFER))
 
     def drain(self) -> None:
         """Not ready any more; event streams end; what runs goes on. Again: nothing."""
@@ -153,19 +166,37 @@ class ModelDepot(Litestar):
             else:
                 await self._manage(scope, receive, send)
         elif kind == "lifespan":
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, partial(self._say_why, send))
         else:
             await send({"type": "websocket.close", "code": 1008})
 
+    @asynccontextmanager
+    async def _running(self) -> AsyncGenerator[None]:
+        try:
+            async with self.models.running():
+                yield
+        except RepositoryError as error:
+            self._refusal = str(error)
+            raise
+
+    async def _say_why(self, send: Send, message: Any) -> None:
+        """A start that is refused says one line, and where in the code that was is nobody's matter."""
+        if message["type"] == "lifespan.startup.failed" and self._refusal:
+            message = {**message, "message": self._refusal}
+        await send(message)
+
     async def _manage(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The same function that Litestar's router applies: applied once more it changes nothing, so
-        # no spelling of a path is checked as one thing and routed as another.
+        # no spelling of a path is checked as one thing and routed as another. A model's name before
+        # /adapters is one segment from here on.
         scope["root_path"] = ""
-        path = scope["path"] = normalize_path(scope["path"])
+        path = scope["path"] = folded(normalize_path(scope["path"]))
         method = str(scope["method"])  # type: ignore[typeddict-item]
         if method == "POST" and is_infer(path):
             await self._infer(scope, receive, send)
             return
+        changes = method not in ("GET", "HEAD", "OPTIONS")
+        client = ""  # who is counted at the turnstile, once let in
         answer = _Answer(send, request_id_of(scope))
         if path in self._openai:
             await self._openai[path](scope, receive, answer)
@@ -175,12 +206,31 @@ class ModelDepot(Litestar):
             who = self.gate.check(scope["headers"], scope_of(method, path))
             if is_infer(path):
                 raise errors.WrongVerbError("POST")
+            if changes:
+                client = self._let_in(scope, who)
         except errors.ServerError as error:
             await _refuse(answer, path, error)
         else:
-            await super().__call__(scope, receive, answer)
-        if method not in ("GET", "HEAD", "OPTIONS"):
+            if method == "HEAD" and path != events.PATH:  # which would never end
+                # As GET: uvicorn, which has the scope as it came, keeps the body back.
+                scope = cast("Scope", {**scope, "method": "GET"})
+            try:
+                await super().__call__(scope, receive, answer)
+            finally:
+                if client:
+                    self._turnstile.leave(client)
+        if changes:
             _note(scope, who, answer, time.perf_counter() - began)
+
+    def _let_in(self, scope: Scope, who: Key | None) -> str:
+        """Raises TooManyRequestsError."""
+        client = f"key {who.name}" if who else str((scope.get("client") or ("-",))[0])
+        try:
+            self._turnstile.enter(client)
+        except errors.TooManyRequestsError:
+            self.door.shed("rate_limit")
+            raise
+        return client
 
 
 def _openai(door: Door, known: Mapping[str, Any]) -> dict[str, ASGIApp]:

@@ -1,6 +1,7 @@
 """One inference request, from its head to its answer, without a socket.
 
     admit → (the body comes) → take → ask → a future → hear → answer
+                                  │    └─ no model ─→ wait, and ask again
                                   └────── any error ────────→ refuse
     and, whatever happened, end
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from repository.errors import (
@@ -27,6 +28,7 @@ from repository.errors import (
     InferenceFailedError,
     QueueFullError,
     RequestTimeoutError,
+    StillLoadingError,
     UnavailableError,
 )
 from repository.lifecycle.generation import Generation, Lease
@@ -37,10 +39,11 @@ from server import errors
 from server.codecs import v2_binary
 from server.codecs.v2_binary import Encoded
 from server.codecs.v2_paths import Route, route_of
-from server.codecs.v2_plan import RAW_PLAN, Plan, known_plan_of, plan_of
-from server.intake import MAX_BODY, MAX_CHUNKS, read_headers
+from server.codecs.v2_plan import RAW_PLAN, Plan, known_plan_of, naming, plan_of
+from server.intake import MAX_BODY, MAX_CHUNKS, adapter_of, read_headers
 from server.metrics.meter import UNKNOWN_MODEL, InferMeter, Outcome
 from server.scribes.scribes import LARGE_JSON, Scribes, writes_large
+from server.waiting import WaitingRoom
 
 Header = tuple[bytes, bytes]  # names in lower case
 
@@ -52,17 +55,20 @@ SHED: dict[type[Exception], str] = {
     QueueFullError: "queue_full",
     DrainingError: "draining",
     RequestTimeoutError: "deadline",
+    StillLoadingError: "deadline",
     errors.PayloadTooLargeError: "body_size",
 }
 
 
 class Head(NamedTuple):
     """What the head of an admitted request says. `length`: bytes of the body, -1 where it is not
-    said; `json_length`: Inference-Header-Content-Length as it came."""
+    said; `json_length`: Inference-Header-Content-Length as it came; `adapter`: the one that it names
+    for all rows."""
 
     route: Route
     length: int
     json_length: bytes | None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +79,7 @@ class Door:
     epoch       as long as it is the same, so is what `authorize` says of the same headers
     shed        is told why one was turned away for want of room or time
     scribes     for large JSON; without them it is read and written on the loop
+    waiting     where requests are whose model loads
     """
 
     models: Repository
@@ -83,8 +90,9 @@ class Door:
     max_body: int = MAX_BODY
     max_chunks: int = MAX_CHUNKS
     scribes: Scribes | None = None
+    waiting: WaitingRoom = field(default_factory=WaitingRoom)
 
-    def admit(self, method: str, path: str, headers: Iterable[Header]) -> Head:
+    def admit(self, method: str, path: str, headers: Iterable[Header], query: bytes) -> Head:
         """Raises what the request is to be refused with before its body is read."""
         self.authorize(headers)
         route = route_of(path)
@@ -93,7 +101,8 @@ class Door:
         if method != "POST":
             raise errors.WrongVerbError("POST")
         announced = read_headers(headers, self.max_body)
-        return Head(route, announced.length, announced.json_length)
+        adapter = adapter_of(query, headers)
+        return Head(route, announced.length, announced.json_length, adapter)
 
     def note(self, error: Exception, path: str) -> Outcome | None:
         """Tells whoever has to know that a request was refused. Returns how it is counted."""
@@ -153,7 +162,7 @@ class Call:
     async def read(self) -> None:
         """Reads a long request without holding up the loop. Raises as `ask` does."""
         assert self.door.scribes is not None
-        self._plan = await self.door.scribes.plan_of(self._text)
+        self._plan = naming(await self.door.scribes.plan_of(self._text), self.head.adapter)
         self._text = b""  # a large body need not be kept until the answer
 
     def ask(self) -> asyncio.Future[InferResponse]:
@@ -162,14 +171,18 @@ class Call:
         if plan is None:
             plan = self._plan = self._planned()
         door = self.door
-        lease = door.models.lease(*self.head.route)
-        gen = lease.begin()
-        self._lease = lease
+        lease = self._lease
+        if lease is None:
+            lease = door.models.lease(*self.head.route)
+            lease.begin()
+            self._lease = lease
+        gen = lease.generation
         spec = gen.spec
         self.model, self.version = spec.model, spec.version
         door.meter.begin(spec.model, spec.version)
         if self._raw:
             request = _raw(gen, self._blobs)
+            request.parameters = plan.parameters
         else:
             request = v2_binary.assemble(plan, self._blobs, spec.model)
         future = door.models.infer(gen, request)
@@ -177,12 +190,31 @@ class Call:
         self._rows = _rows(gen, request)
         return future
 
+    def wait(self, error: Exception) -> asyncio.Future[None] | None:
+        """After `ask` has raised: waits for the model, where it may be loaded for a request; then
+        `ask` again. None: the request is to be refused with `error`; raises what else it is."""
+        if self._lease is not None:
+            return None
+        return self.door.waiting.enter(
+            self.door.models,
+            error,
+            *self.head.route,
+            size=max(self.head.length, len(self._text) + len(self._blobs)),
+            take=self._hold,
+        )
+
+    def _hold(self, lease: Lease) -> None:
+        self._lease = lease
+
     def _planned(self) -> Plan:
+        adapter = self.head.adapter
         if self._raw:
-            return RAW_PLAN
+            return naming(RAW_PLAN, adapter)
         # Where the data is in the JSON itself, the same will hardly come again.
         text = bytes(self._text)  # it is: only of a long one there may be a view
-        return plan_of(text) if self.head.json_length is None else known_plan_of(text)
+        if self.head.json_length is None:
+            return naming(plan_of(text), adapter)
+        return known_plan_of(text, adapter)
 
     # the answer -----------------------------------------------------------------------------------
 

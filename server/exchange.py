@@ -116,18 +116,31 @@ class Exchange:
         self._waits_for = future
         listen(future, then)
 
-    def _ask(self, was_read: asyncio.Future[None] | None = None) -> None:
-        if was_read is not None and not self._went_well(was_read):
+    def _ask(self, before: asyncio.Future[None] | None = None) -> None:
+        """`before`: what had to be waited for."""
+        if before is not None and not self._went_well(before):
             return
         try:
             future = self._call.ask()
         except Exception as error:  # noqa: BLE001 - as above
-            self.refuse(error)
+            self._ask_later(error)
             return
         if future.done():
             self._hear(future)
         else:
             self._wait(future, self._hear)
+
+    def _ask_later(self, error: Exception) -> None:
+        """If its model loads meanwhile."""
+        try:
+            waiter = self._call.wait(error)
+        except Exception as why:  # noqa: BLE001 - as above
+            self.refuse(why)
+            return
+        if waiter is None:
+            self.refuse(error)
+        else:
+            self._wait(waiter, self._ask)
 
     def _hear(self, future: asyncio.Future[InferResponse]) -> None:
         if not self._went_well(future):

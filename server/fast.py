@@ -105,7 +105,8 @@ class FastProtocol(Protocol):
         ):
             super()._begin()
             return
-        path = httptools.parse_url(url).path.decode("ascii")
+        address = httptools.parse_url(url)
+        path = address.path.decode("ascii")
         if "%" in path:
             path = unquote(path)
         if not path.endswith(SUFFIX) or "//" in path:
@@ -117,7 +118,9 @@ class FastProtocol(Protocol):
         exchange = self._exchange(path, keep_alive)
         try:
             epoch = self._door.epoch()
-            exchange.head = head = self._door.admit("POST", path, self.headers)
+            exchange.head = head = self._door.admit(
+                "POST", path, self.headers, address.query or b""
+            )
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the client gets an answer
             exchange.refuse(error)
             return

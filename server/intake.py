@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs
 
 from litestar.types import Receive
 
@@ -19,6 +20,7 @@ MAX_BODY = 64 * 1024**2  # bytes
 MAX_CHUNKS = 65_536  # non-empty pieces that a body may arrive in
 LEAST_PIECE = 256  # bytes, on average, of a body in more pieces: below a network's packets
 LONGEST_NUMBER = 18  # digits
+ADAPTER_HEADER = b"x-amzn-sagemaker-adapter-identifier"
 
 
 class ClientGoneError(Exception):
@@ -53,6 +55,18 @@ def read_headers(headers: Iterable[tuple[bytes, bytes]], max_body: int = MAX_BOD
     if length > max_body:
         raise _too_large(length, max_body)
     return Announced(length, json_length)
+
+
+def adapter_of(query: bytes, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The adapter that `?adapter=` or, before it, SageMaker's header names, for all rows and whatever
+    the body says. None: neither does; an empty name is none."""
+    found = None
+    if query:
+        found = parse_qs(query.decode("latin-1")).get("adapter", [None])[-1]
+    for name, value in headers:
+        if name == ADAPTER_HEADER and value:
+            found = value.decode("latin-1")
+    return found
 
 
 class Pieces:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from litestar import Request
@@ -70,6 +70,7 @@ def decode(raw: bytes, kind: Any) -> Any:
 
 def _explained(message: str, kind: Any) -> str:
     found = _UNKNOWN.search(message)
+    kind = next(iter(get_args(kind)), kind)  # of a body that may be left out: X | None
     if found is None or not hasattr(kind, "__struct_fields__"):
         return message
     fields = msgspec.structs.fields(kind)

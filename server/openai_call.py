@@ -1,6 +1,6 @@
 """One OpenAI request over ASGI, from its head to its end: what the text and the embeddings faces share.
 
-    admit → body → hold (a lease) → the face's own part → answered
+    admit → body → hold (a lease; the model may have to load) → the face's own part → answered
       └─────── any error ─────────→ refused, in OpenAI's words
 
 Rules: a lease ends after the last byte was handed over, or as soon as the client is gone; every
@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import parse_qs
 
 from litestar.types import Receive, Scope, Send
 
@@ -22,6 +21,7 @@ from repository.errors import (
     InvalidNameError,
     InvalidRequestError,
     ModelNotFoundError,
+    RepositoryError,
 )
 from repository.lifecycle.generation import Generation, Lease
 from repository.lifecycle.states import State
@@ -29,13 +29,13 @@ from repository.repository import Repository
 from repository.tensors import Buffer
 from server import errors
 from server.call import JSON, Door, Header, refusal_headers
-from server.intake import ClientGoneError, read_body, read_headers
+from server.intake import ClientGoneError, adapter_of, read_body, read_headers
 from server.metrics.meter import UNKNOWN_MODEL, Outcome
+from server.patience import answer_of
 
 log = logging.getLogger("modeldepot.openai")
 
 MOST_BODY = 8 * 1024**2  # bytes; it is read on the loop, and everybody waits meanwhile
-ADAPTER_HEADER = b"x-amzn-sagemaker-adapter-identifier"
 PROTOCOL = "openai"
 
 
@@ -56,6 +56,7 @@ class OpenAICall:
         self._lease: Lease | None = None
         self._outcome: Outcome | None = "canceled"
         self._read = self._ended = False
+        self._size = 0  # bytes of its body
         self._model, self._version = UNKNOWN_MODEL, 0
 
     # the request ----------------------------------------------------------------------------------
@@ -76,33 +77,49 @@ class OpenAICall:
         except errors.PayloadTooLargeError:
             raise _too_large(limit) from None
         self._read = True
+        self._size = len(found)
         return bytes(found)
 
-    def hold(self, name: str, ability: str) -> Generation:
+    async def hold(self, name: str, ability: str, receive: Receive) -> Generation:
         """The generation that serves the model of that name, leased until `end`. `adapter` is set
-        where the name names one. Raises InvalidRequestError for a model without the ability."""
+        where the name names one. Waits for nothing but a model that loads on demand. Raises
+        InvalidRequestError for a model without the ability, ClientGoneError."""
         if not name:
             raise InvalidRequestError("'model' is empty; GET /v1/models lists the models")
         models = self.door.models
         model, self.adapter = _resolved(models, name)
-        lease = models.lease(model)
-        gen = lease.begin()
-        self._lease = lease
+        try:
+            self._lease = lease = models.lease(model)
+            lease.begin()
+        except RepositoryError as error:
+            self._lease = None
+            room = self.door.waiting
+            waiter = room.enter(models, error, model, None, size=self._size, take=self._take)
+            if waiter is None:
+                raise
+            await answer_of(waiter, receive)
+            lease = self._leased()
+        gen = lease.generation
         self._model, self._version = gen.spec.model, gen.spec.version
         self.door.meter.begin(self._model, self._version)
         check_ability(models, gen, ability)
         return gen
 
+    def _leased(self) -> Lease:
+        assert self._lease is not None
+        return self._lease
+
+    def _take(self, lease: Lease) -> None:
+        self._lease = lease
+
     def adapters(self, said: tuple[str, ...] | None, rows: int) -> tuple[str, ...]:
         """Of each row ("": none): the later wins of the model's name, the body, `?adapter=`, and the
         header that SageMaker's clients send."""
-        found = (self.adapter,) * rows if said is None else said
-        named = parse_qs(self._scope.get("query_string", b"").decode("latin-1")).get("adapter")
-        if named:
-            found = (named[-1],) * rows
-        for key, value in self._scope["headers"]:
-            if key == ADAPTER_HEADER and value:
-                found = (value.decode("latin-1"),) * rows
+        named = adapter_of(self._scope.get("query_string", b""), self._scope["headers"])
+        found = said if named is None else (named,) * rows
+        if found is None:
+            return (self.adapter,) * rows
+        self.adapter = ""  # if one is not found now, the model's name is not to blame
         return found
 
     def used(self, samples: int) -> None:

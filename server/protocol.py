@@ -7,8 +7,9 @@ and out of turn, and hangs up on a client that is still sending, which then neve
 Rules: a head has MOST_HEAD bytes and HEAD_S seconds; a body may be slow, not silent; whoever does not
 read is let go; what cannot be understood is answered in JSON, after everything that was asked before
 it; an answer that comes early is followed by reading on for a while. An Upgrade is ignored, as a server
-may. Nothing here knows a route, a key or a model. All of it is on the hot path: no clock is read for a
-request, and callbacks do little.
+may. Nothing here knows a route, a key or a model (how an error looks where the client asked is the
+business of `server.shapes`). All of it is on the hot path: no clock is read for a request, and callbacks
+do little.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server import errors
 from server.intake import MAX_CHUNKS, too_many_pieces
+from server.shapes import shape
 
 MOST_HEAD = 64 * 1024  # bytes of a request line and its headers
 MOST_PIPELINED = 128  # requests that wait behind one another on a connection
@@ -264,9 +266,8 @@ class Protocol(HttpToolsProtocol):
         error = self._refusal
         if error is None or self.transport.is_closing():
             return
-        v2 = getattr(self, "url", b"").startswith(b"/v2")
-        body = errors.body_v2(str(error)) if v2 else errors.encode(errors.body_native(error))
-        status = errors.status_v2(error) if v2 else error.status
+        path = getattr(self, "url", b"").partition(b"?")[0].decode("latin-1")
+        status, body = shape(path.rstrip("/"), error)
         self.transport.write(
             STATUS_LINE[status]
             + b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)

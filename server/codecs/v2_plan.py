@@ -64,6 +64,7 @@ class _Header(msgspec.Struct, gc=False):
     inputs: list[_Input]
     id: str = ""
     parameters: dict[str, bool | int | float | str] | UnsetType = UNSET
+    adapters: str | list[str] | UnsetType = UNSET
     outputs: list[_Output] | UnsetType = UNSET
 
 
@@ -81,6 +82,7 @@ class _LenientHeader(msgspec.Struct):
     inputs: list[_LenientInput]
     id: str = ""
     parameters: dict[str, bool | int | float | str] | UnsetType = UNSET
+    adapters: str | list[str] | UnsetType = UNSET
     outputs: list[_Output] | UnsetType = UNSET
 
 
@@ -88,6 +90,7 @@ _STRICT: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Header)
 
 
 _NO_PARAMETERS: Parameters = {}
+ADAPTER, ADAPTERS = "adapter", "adapters"  # parameters: one for all rows, one for each
 
 
 class Piece(NamedTuple):
@@ -125,14 +128,32 @@ class Plan(NamedTuple):
 RAW_PLAN = Plan((), rest_binary=True)  # a raw binary request has no header; all it gets is binary
 
 
-def known_plan_of(header: bytes) -> Plan:
-    """As `plan_of`, for a header that is likely to come again."""
-    return _remembered(header) if len(header) <= LONGEST_REMEMBERED else plan_of(header)
+def known_plan_of(header: bytes, adapter: str | None = None) -> Plan:
+    """As `plan_of`, for a header that is likely to come again. `adapter`: as in `naming`."""
+    if adapter is None:
+        return _remembered(header) if len(header) <= LONGEST_REMEMBERED else plan_of(header)
+    if len(header) + len(adapter) <= LONGEST_REMEMBERED:
+        return _remembered(header, adapter)
+    return naming(plan_of(header), adapter)
+
+
+def naming(plan: Plan, adapter: str | None) -> Plan:
+    """The plan with this adapter for all rows, whatever the header says of adapters. None: as it is."""
+    if adapter is None:
+        return plan
+    return plan._replace(parameters=_naming(plan.parameters, adapter), form=None)
+
+
+def _naming(parameters: Parameters, said: str | list[str]) -> Parameters:
+    rest = {k: v for k, v in parameters.items() if k not in (ADAPTER, ADAPTERS)}
+    if said:
+        rest[ADAPTER if isinstance(said, str) else ADAPTERS] = said
+    return rest
 
 
 @lru_cache(MOST_REMEMBERED)
-def _remembered(header: bytes) -> Plan:
-    plan = plan_of(header)
+def _remembered(header: bytes, adapter: str | None = None) -> Plan:
+    plan = naming(plan_of(header), adapter)
     # Data that the header brings is served to many: nobody may write to it.
     pieces = tuple(
         [
@@ -160,6 +181,8 @@ def plan_of(header: bytes) -> Plan:
     parameters, rest_binary = NOTHING_ASKED
     if found.parameters is not UNSET:
         parameters, rest_binary = _parameters(found.parameters)
+    if found.adapters is not UNSET:
+        parameters = _naming(parameters, found.adapters)
     plan = Plan(pieces, outputs, binary, rest_binary, found.id, parameters)
     if type(found) is _LenientHeader:
         _check_texts(plan)

@@ -24,12 +24,13 @@ from repository.repository import Repository
 from server import streams
 from server.settings import Settings
 
+PATH = "/v1/events"
 LONGEST_ID = 18  # digits
 
 encode = msgspec.json.Encoder().encode
 
 
-@get("/v1/events", sync_to_thread=False)
+@get(PATH, sync_to_thread=False)
 def events(
     request: Request,  # type: ignore[type-arg]
     models: NamedDependency[Repository],

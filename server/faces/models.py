@@ -127,7 +127,7 @@ class ModelView(msgspec.Struct):
     object: Literal["model"] = "model"
 
 
-@get("/v1/models/{name:path}")
+@get("/v1/models/{name:path}", summary="All that is known of one model", tags=["models"])
 async def show(
     request: Request[Any, Any, Any],
     models: NamedDependency[Repository],

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
-from litestar import Router, get, post
+from litestar import Request, Router, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
@@ -18,9 +18,8 @@ from repository.errors import InvalidRequestError
 from repository.lifecycle.status import ModelStatus, Public
 from repository.repository import Repository
 from server.codecs.openai_models import ModelCard, cards_of, word_of
+from server.codecs.unloaded import Success, UnloadAllReply, unloaded_all
 from server.settings import Settings
-
-Success = Literal["success"]
 
 
 class NamedModel(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -71,19 +70,6 @@ class UnloadReply(msgspec.Struct):
     status: Success = "success"
 
 
-class UnloadError(msgspec.Struct):
-    model: str
-    error: str
-
-
-class UnloadAllReply(msgspec.Struct):
-    unloaded_models: list[str]
-    errors: list[UnloadError]
-    total_unloaded: int
-    freed_bytes: int
-    status: Success = "success"
-
-
 class StatusReply(msgspec.Struct):
     """`loading_status` names every model of the repository. `reloading` and `failed` are extra."""
 
@@ -99,7 +85,7 @@ class ModelList(msgspec.Struct):
     object: Literal["list"] = "list"
 
 
-@post("/load", status_code=200)
+@post("/load", status_code=200, summary="Load a model", tags=["models"])
 async def load(
     data: JSONBody[LoadRequest], models: NamedDependency[Repository]
 ) -> LoadReply | DryRunReply:
@@ -120,7 +106,7 @@ async def load(
     return LoadReply(name, data.force_reload, f"Model {name} loaded successfully")
 
 
-@post("/unload", status_code=200)
+@post("/unload", status_code=200, summary="Unload a model", tags=["models"])
 async def unload(data: JSONBody[NamedModel], models: NamedDependency[Repository]) -> UnloadReply:
     """Answers when nothing of it runs any more. Unloading what is not loaded is no error."""
     name = data.name
@@ -128,21 +114,23 @@ async def unload(data: JSONBody[NamedModel], models: NamedDependency[Repository]
     return UnloadReply(name, f"Model {name} unloaded successfully", report.bytes_freed)
 
 
-@post("/unload-all", status_code=200)
-async def unload_all(models: NamedDependency[Repository]) -> UnloadAllReply:
-    """What fails to unload is listed; the others go on."""
-    report = await models.unload_all()
-    unloaded = sorted(r.model for r in report.unloaded)
-    return UnloadAllReply(
-        unloaded_models=unloaded,
-        errors=[UnloadError(model, text) for model, text in sorted(report.errors.items())],
-        total_unloaded=len(unloaded),
-        freed_bytes=sum(r.bytes_freed for r in report.unloaded),
-    )
+@post("/unload-all", status_code=200, summary="Unload every model", tags=["models"])
+async def unload_all(
+    request: Request[Any, Any, Any], models: NamedDependency[Repository]
+) -> UnloadAllReply:
+    """What fails to unload is listed; the others go on. Requests that run may end first. It takes no
+    body: one that says something was meant for another call, and nothing is unloaded."""
+    if (await request.body()).strip() not in (b"", b"{}", b"null"):
+        raise InvalidRequestError(
+            "unload-all takes no body and unloads every model; to unload one, send its name to "
+            "POST /v1/models/unload"
+        )
+    return unloaded_all(await models.unload_all())
 
 
-@get("/status", sync_to_thread=False)
+@get("/status", sync_to_thread=False, summary="The state of every model", tags=["models"])
 def status(models: NamedDependency[Repository], settings: NamedDependency[Settings]) -> StatusReply:
+    """Every model of the repository, in PolarGrid's four words; why a failed one has failed."""
     found = models.statuses()
     return StatusReply(
         loaded=[s.name for s in found if s.state is Public.LOADED],
@@ -153,7 +141,7 @@ def status(models: NamedDependency[Repository], settings: NamedDependency[Settin
     )
 
 
-@get("/", sync_to_thread=False)
+@get("/", sync_to_thread=False, summary="List the models", tags=["models"])
 def index(models: NamedDependency[Repository], settings: NamedDependency[Settings]) -> ModelList:
     """OpenAI's list: every model of the repository, loaded or not (`status` says which), each with
     its adapters behind it."""

@@ -35,7 +35,7 @@ async def embed(scope: Scope, receive: Receive, send: Send, *, door: Door) -> No
 
 async def _work(call: OpenAICall, receive: Receive) -> bool:
     asked = embedding(await call.body(receive))
-    gen = call.hold(asked.model, "embed")
+    gen = await call.hold(asked.model, "embed", receive)
     _check_dimensions(asked, _dimensions(gen))
     work = asyncio.ensure_future(_Embedding(call, gen, asked).run())
     await call.reply(await answer_of(work, receive))

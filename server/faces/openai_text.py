@@ -64,7 +64,7 @@ class Writing:
         """Whether it ended well. Raises what is to be answered instead."""
         call = self._call
         asked = self._kind.read(await call.body(receive))
-        gen = call.hold(asked.model, self._kind.ability)
+        gen = await call.hold(asked.model, self._kind.ability, receive)
         answer = self._kind.answer(
             id=secrets.token_hex(12),
             model=asked.model,

@@ -16,6 +16,7 @@ from typing import Any
 
 from litestar.types import Receive, Scope, Send
 
+from repository.errors import RepositoryError
 from repository.tensors import Buffer
 from server.call import Call, Door, Header, answer_headers
 from server.codecs.v2_binary import Encoded
@@ -45,12 +46,21 @@ async def infer(scope: Scope, receive: Receive, send: Send, *, door: Door) -> No
 
 
 async def _answer(call: Call, scope: Any, receive: Receive, door: Door) -> Encoded:
-    head = door.admit(scope["method"], scope["path"], scope["headers"])
+    query = scope.get("query_string", b"")
+    head = door.admit(scope["method"], scope["path"], scope["headers"], query)
     body = await read_body(receive, head.length, max_body=door.max_body, max_chunks=door.max_chunks)
     call.take(head, body)
     if call.is_long:
         await answer_of(asyncio.ensure_future(call.read()), receive)
-    call.hear(await answer_of(call.ask(), receive))
+    try:
+        asked = call.ask()
+    except RepositoryError as error:
+        waiter = call.wait(error)
+        if waiter is None:
+            raise
+        await answer_of(waiter, receive)
+        asked = call.ask()
+    call.hear(await answer_of(asked, receive))
     return await call.write() if call.answers_long else call.answer()
 
 

@@ -54,7 +54,8 @@ class GenerationRow:
 @dataclass(frozen=True, slots=True)
 class ModelRow:
     """`versions`: each version that runs, or was tried last; else the one that could be loaded (0:
-    none). `workers`: device -> do they serve. `adapters`: by name. `rows`: newest first."""
+    none). `workers`: device -> do they serve. `adapters`: by name. `waiting`: requests, for it to load
+    (None: none ever do). `rows`: newest first."""
 
     name: str
     state: Public
@@ -62,6 +63,7 @@ class ModelRow:
     versions: dict[int, Public]
     workers: dict[str, bool]
     adapters: tuple[AdapterView, ...]
+    waiting: int | None
     rows: tuple[GenerationRow, ...]
 
 
@@ -79,7 +81,7 @@ def read(models: Repository, tallies: Tallies) -> Reading:
     statuses = models.statuses()
     known = {s.name: _known_versions(s) for s in statuses}
     return Reading(
-        models=tuple(_model(s, models.adapters(s.name)) for s in statuses),
+        models=tuple(_model(s, models.adapters(s.name), _waiting(models, s)) for s in statuses),
         devices=tuple(models.devices()),
         tallies=tallies.copied(known),
         ready=models.ready,
@@ -87,12 +89,17 @@ def read(models: Repository, tallies: Tallies) -> Reading:
     )
 
 
+def _waiting(models: Repository, status: ModelStatus) -> int | None:
+    """None where no request ever waits for a load."""
+    return models.waiting(status.name) if models.on_demand else None
+
+
 def _known_versions(status: ModelStatus) -> set[int]:
     alive = {g.spec.version for g in status.generations if g.state not in TERMINAL}
     return alive | set(status.folder.versions if status.folder else ())
 
 
-def _model(status: ModelStatus, adapters: Iterable[AdapterView]) -> ModelRow:
+def _model(status: ModelStatus, adapters: Iterable[AdapterView], waiting: int | None) -> ModelRow:
     gens = status.generations
     rows = tuple(_generation(g) for g in gens if g.state not in TERMINAL)
     return ModelRow(
@@ -102,6 +109,7 @@ def _model(status: ModelStatus, adapters: Iterable[AdapterView]) -> ModelRow:
         _versions(status),
         _workers(gens),
         tuple(adapters),
+        waiting,
         rows,
     )
 
@@ -227,6 +235,8 @@ def _put_model(sheet: Sheet, model: ModelRow) -> None:
         sheet.add(names.MODEL_CHANGED, model.changed_at, model.name)
     for device, up in model.workers.items():
         sheet.add(names.WORKER_UP, up, model.name, device)
+    if model.waiting is not None:
+        sheet.add(names.DEMAND_WAITING, model.waiting, model.name)
     _put_adapters(sheet, model)
     told: set[int] = set()
     for row in sorted(model.rows, key=lambda r: not r.ready):  # what serves is what people join on

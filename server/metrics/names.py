@@ -132,6 +132,7 @@ FIRST_TOKEN = _histogram(
     "model", "version",
 )  # fmt: skip
 QUEUE_LENGTH = _gauge("inference_queue_length", "Requests that wait.", "model", "version")
+DEMAND_WAITING = _gauge("demand_waiting", "Requests that wait for it to load.", "model")
 IN_FLIGHT = _gauge("inference_in_flight", "Requests inside, waiting included.", "model", "version")
 
 # adapters; at most MOST_ADAPTERS of a model have series of their own, the others are OTHERS together

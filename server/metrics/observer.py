@@ -19,6 +19,7 @@ from repository.errors import (
     FilesChangedError,
     IncompleteFilesError,
     LoadTimeoutError,
+    NoDiskError,
     RejectedError,
     UntrustedCodeError,
 )
@@ -40,6 +41,7 @@ REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (CheckFailedError, "check"),
     (LoadTimeoutError, "timeout"),
     (TimeoutError, "timeout"),
+    (NoDiskError, "disk"),
     (CapacityError, "oom"),
     (MemoryError, "oom"),
     (FileNotFoundError, "missing_file"),

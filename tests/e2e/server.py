@@ -86,9 +86,9 @@ class Running:
             self._more.set()
         self._more.set()
 
-    async def said(self, pattern: str) -> re.Match[str]:
-        """Waits for a line of the log."""
-        seen = 0
+    async def said(self, pattern: str, after: int = 0) -> re.Match[str]:
+        """Waits for a line of the log, past so many."""
+        seen = after
         async with asyncio.timeout(WITHIN_S):
             while True:
                 for line in self.log[seen:]:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import psutil
 
 from tests.e2e.server import WITHIN_S, Running, serving
 from tests.models import add_onnx, identity_onnx, two_by_two_onnx
+from tests.routes import ROUTES, flags_of
 from tests.wire import Answer, asked, post
 
 MODELS = ("add", "org/name", "two", "words")
@@ -26,8 +27,8 @@ INTERNAL = re.compile(
 
 
 class Siege:
-    def __init__(self, running: Running, client: httpx.AsyncClient) -> None:
-        self.running, self.client = running, client
+    def __init__(self, running: Running, client: httpx.AsyncClient, repo: Path) -> None:
+        self.running, self.client, self.repo = running, client, repo
         self.port = int(running.url.rpartition(":")[2])
 
     async def truth(self) -> dict[str, Any]:
@@ -143,4 +144,16 @@ async def besieged(
     async with serving(repo, "--settle", "0.1", *flags) as running:
         await running.said(r"ready after")
         async with httpx.AsyncClient(base_url=running.url, timeout=60, headers=headers) as client:
-            yield Siege(running, client)
+            yield Siege(running, client, repo)
+
+
+@asynccontextmanager
+async def besieged_each_way(home: Path, *flags: str) -> AsyncIterator[dict[str, Siege]]:
+    """One server for each route, by route; for many tests, so that each must leave it as it was."""
+    async with AsyncExitStack() as stack:
+        found = {}
+        for route in ROUTES:
+            (home / route).mkdir()
+            siege = besieged(home / route, *flags_of(route), *flags)
+            found[route] = await stack.enter_async_context(siege)
+        yield found

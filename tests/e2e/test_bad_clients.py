@@ -1,4 +1,7 @@
-"""Clients that stop half-way, say nothing, or lie about lengths: the others do not notice."""
+"""Clients that stop half-way, say nothing, or lie about lengths: the others do not notice.
+
+The tests share one server for each route: whatever a test does to it, the next one finds it well.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,28 @@ from pathlib import Path
 
 import psutil
 import pytest
+import pytest_asyncio
 
-from tests.e2e.siege import GOOD, Siege, besieged, fault_of, until
-from tests.routes import ROUTES, each_route, flags_of
+from tests.e2e.siege import GOOD, Siege, besieged, besieged_each_way, fault_of, until
+from tests.routes import ROUTES, each_route
 from tests.wire import JSON, Wire, connected, head, post
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
 INFER = "/v2/models/add/infer"
 CLIENTS = 200
 CALM_S = 5.0  # for a request that takes milliseconds; nobody waits for the 200 on this machine
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sieges(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, Siege]]:
+    async with besieged_each_way(tmp_path_factory.mktemp("sieges")) as found:
+        yield found
+
+
+@pytest.fixture
+def siege(sieges: dict[str, Siege], route: str) -> Siege:
+    return sieges[route]
 
 
 @asynccontextmanager
@@ -55,27 +70,24 @@ ON_EACH_ROUTE = ("half a body", "half a chunk", "idle")  # where the routes part
     ("route", "label"),
     [(r, k) for k in STOPPED for r in ROUTES if r == ROUTES[-1] or k in ON_EACH_ROUTE],
 )
-async def test_two_hundred_clients_that_stop_half_way_hurt_nobody(
-    tmp_path: Path, route: str, label: str
-) -> None:
+async def test_two_hundred_clients_that_stop_half_way_hurt_nobody(siege: Siege, label: str) -> None:
     said = STOPPED[label]
-    async with besieged(tmp_path, *flags_of(route)) as siege:
-        assert await siege.works()
-        open_files = fds(siege)
-        async with crowd(siege, said):
-            began = time.monotonic()
-            for _ in range(20):
-                assert await siege.works() and await siege.works("org/name")
-            assert (await siege.client.get("/health")).status_code == 200
-            again = await siege.client.post(
-                "/v1/models/load", json={"model_name": "add", "force_reload": True}
-            )
-            assert again.status_code == 200
-            assert time.monotonic() - began < CALM_S
-        assert await siege.works()
-        await until(lambda: fds(siege) <= open_files + 20)  # those that left are forgotten
-        shown = (await siege.client.get("/v1/models/add")).json()
-        assert [g["leases"] for g in shown["generations"] if g["state"] == "ready"] == [0]
+    assert await siege.works()
+    open_files = fds(siege)
+    async with crowd(siege, said):
+        began = time.monotonic()
+        for _ in range(20):
+            assert await siege.works() and await siege.works("org/name")
+        assert (await siege.client.get("/health")).status_code == 200
+        again = await siege.client.post(
+            "/v1/models/load", json={"model_name": "add", "force_reload": True}
+        )
+        assert again.status_code == 200
+        assert time.monotonic() - began < CALM_S
+    assert await siege.works()
+    await until(lambda: fds(siege) <= open_files + 20)  # those that left are forgotten
+    shown = (await siege.client.get("/v1/models/add")).json()
+    assert [g["leases"] for g in shown["generations"] if g["state"] == "ready"] == [0]
 
 
 async def test_a_low_limit_of_open_files_does_not_let_idle_clients_shut_others_out(
@@ -97,7 +109,7 @@ async def test_a_low_limit_of_open_files_does_not_let_idle_clients_shut_others_o
 
 
 async def test_a_head_without_an_end_takes_neither_memory_nor_time(tmp_path: Path) -> None:
-    async with besieged(tmp_path) as siege:
+    async with besieged(tmp_path) as siege:  # a fresh one: it has no memory to spare
         assert await siege.works()
         rss = siege.rss()
         for said in (b"GET /health HTTP/1.1\r\nX-A: ", b"GET /", b"GET / HTTP/1.1\r\n"):
@@ -134,52 +146,49 @@ TWO_WAYS = {
 
 
 @each_route
-async def test_no_request_is_smuggled_behind_another(tmp_path: Path, route: str) -> None:
-    async with besieged(tmp_path, *flags_of(route)) as siege:
-        before = await siege.truth()
-        faults = []
-        for label, raw in TWO_WAYS.items():
-            async with connected(siege.port) as wire:
-                await wire.send(raw + SMUGGLED)
-                answer = await wire.answer()
-                fault = fault_of(answer)
-                if answer.status != 400 or fault or await wire.end():
-                    faults.append((label, fault, answer))
-        assert faults == []
-        assert await siege.truth() == before
-        assert not [line for line in siege.running.log if "unload-all" in line]
+async def test_no_request_is_smuggled_behind_another(siege: Siege) -> None:
+    before = await siege.truth()
+    faults = []
+    for label, raw in TWO_WAYS.items():
+        async with connected(siege.port) as wire:
+            await wire.send(raw + SMUGGLED)
+            answer = await wire.answer()
+            fault = fault_of(answer)
+            if answer.status != 400 or fault or await wire.end():
+                faults.append((label, fault, answer))
+    assert faults == []
+    assert await siege.truth() == before
+    assert not [line for line in siege.running.log if "unload-all" in line]
 
 
 @each_route
 async def test_pipelined_requests_old_http_and_what_was_never_meant_for_us(
-    tmp_path: Path, route: str
+    siege: Siege,
 ) -> None:
     good = post(INFER, GOOD)
-    async with besieged(tmp_path, *flags_of(route)) as siege:
-        async with connected(siege.port) as wire:
-            await wire.send(good * 50 + post(INFER, b"{") + head("GET", "/health") + good)
-            found = [(await wire.answer()).status for _ in range(53)]
-            assert found == [200] * 50 + [400, 200, 200]
-        async with connected(siege.port) as wire:
-            await wire.send(good.replace(b"HTTP/1.1", b"HTTP/1.0"))
-            assert (await wire.answer()).status == 200
-            assert await wire.end() == b""
-        for raw in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-                    b"SSH-2.0-OpenSSH_9.6\r\n", b"\0" * 100, b"OPTIONS * HTTP/1.1\r\n\r\n"):  # fmt: skip
-            answer = await siege.ask(raw)
-            assert fault_of(answer) == "", (raw, answer)
-        assert await siege.works()
+    async with connected(siege.port) as wire:
+        await wire.send(good * 50 + post(INFER, b"{") + head("GET", "/health") + good)
+        found = [(await wire.answer()).status for _ in range(53)]
+        assert found == [200] * 50 + [400, 200, 200]
+    async with connected(siege.port) as wire:
+        await wire.send(good.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        assert (await wire.answer()).status == 200
+        assert await wire.end() == b""
+    for raw in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+                b"SSH-2.0-OpenSSH_9.6\r\n", b"\0" * 100, b"OPTIONS * HTTP/1.1\r\n\r\n"):  # fmt: skip
+        answer = await siege.ask(raw)
+        assert fault_of(answer) == "", (raw, answer)
+    assert await siege.works()
 
 
 @each_route
 async def test_a_client_that_leaves_while_its_body_is_refused_hurts_nobody(
-    tmp_path: Path, route: str
+    siege: Siege,
 ) -> None:
-    async with besieged(tmp_path, *flags_of(route)) as siege:
-        for _ in range(50):
-            async with connected(siege.port) as wire:
-                await wire.send(head("POST", INFER, "Content-Length: 999999999999", JSON))
-                await wire.send(b"x" * 100_000)
-                wire.writer.transport.abort()
-        assert await siege.works()
-        assert not [line for line in siege.running.log if "Traceback" in line or "ERROR" in line]
+    for _ in range(50):
+        async with connected(siege.port) as wire:
+            await wire.send(head("POST", INFER, "Content-Length: 999999999999", JSON))
+            await wire.send(b"x" * 100_000)
+            wire.writer.transport.abort()
+    assert await siege.works()
+    assert not [line for line in siege.running.log if "Traceback" in line or "ERROR" in line]

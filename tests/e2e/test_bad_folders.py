@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from tests.e2e.changes import Told, told_by
-from tests.e2e.siege import besieged, fault_of
+from tests.e2e.siege import Siege, besieged, fault_of
 from tests.models import add_onnx
 from tests.wire import post
 
@@ -23,9 +25,9 @@ CHECK = (
 )
 
 
-def away(repo: Path) -> Path:
+def away(evil: Path) -> Path:
     """A model and its parts outside of the repository; the secret must never be read."""
-    folder = repo.parent / "away"
+    folder = evil.parent.parent / f"away from {evil.name}"
     if not folder.exists():
         add_onnx(folder / "model" / "1" / "model.onnx")
         (folder / "config.yaml").write_text("secret: hunter2\n")
@@ -33,51 +35,51 @@ def away(repo: Path) -> Path:
     return folder
 
 
-def link_model(repo: Path) -> None:
-    (repo / "evil").symlink_to(away(repo) / "model")
+def link_model(evil: Path) -> None:
+    evil.symlink_to(away(evil) / "model")
 
 
-def link_version(repo: Path) -> None:
-    (repo / "evil").mkdir()
-    (repo / "evil" / "1").symlink_to(away(repo) / "model" / "1")
+def link_version(evil: Path) -> None:
+    evil.mkdir()
+    (evil / "1").symlink_to(away(evil) / "model" / "1")
 
 
-def link_file(repo: Path) -> None:
-    (repo / "evil" / "1").mkdir(parents=True)
-    (repo / "evil" / "1" / "model.onnx").symlink_to(away(repo) / "model" / "1" / "model.onnx")
+def link_file(evil: Path) -> None:
+    (evil / "1").mkdir(parents=True)
+    (evil / "1" / "model.onnx").symlink_to(away(evil) / "model" / "1" / "model.onnx")
 
 
-def link_config(repo: Path) -> None:
-    shutil.copytree(away(repo) / "model", repo / "evil")
-    (repo / "evil" / "config.yaml").symlink_to(away(repo) / "config.yaml")
+def link_config(evil: Path) -> None:
+    shutil.copytree(away(evil) / "model", evil)
+    (evil / "config.yaml").symlink_to(away(evil) / "config.yaml")
 
 
-def link_check(repo: Path) -> None:
-    shutil.copytree(away(repo) / "model", repo / "evil")
-    (repo / "evil" / "checks").mkdir()
-    (repo / "evil" / "checks" / "a.json").symlink_to(away(repo) / "check.json")
+def link_check(evil: Path) -> None:
+    shutil.copytree(away(evil) / "model", evil)
+    (evil / "checks").mkdir()
+    (evil / "checks" / "a.json").symlink_to(away(evil) / "check.json")
 
 
-def link_checks(repo: Path) -> None:
-    shutil.copytree(away(repo) / "model", repo / "evil")
-    (away(repo) / "checks").mkdir()
-    (away(repo) / "checks" / "a.json").write_text(CHECK)
-    (repo / "evil" / "checks").symlink_to(away(repo) / "checks")
+def link_checks(evil: Path) -> None:
+    shutil.copytree(away(evil) / "model", evil)
+    (away(evil) / "checks").mkdir()
+    (away(evil) / "checks" / "a.json").write_text(CHECK)
+    (evil / "checks").symlink_to(away(evil) / "checks")
 
 
-def link_far(repo: Path) -> None:
+def link_far(evil: Path) -> None:
     """By way of a link that itself lies inside."""
-    (repo / "door").symlink_to(away(repo))
-    (repo / "evil").symlink_to("door/model")
+    (evil.parent / "door").symlink_to(away(evil))
+    evil.symlink_to("door/model")
 
 
-def link_nowhere(repo: Path) -> None:
-    (repo / "evil").symlink_to("/proc/self/root/etc")
+def link_nowhere(evil: Path) -> None:
+    evil.symlink_to("/proc/self/root/etc")
 
 
-def link_to_itself(repo: Path) -> None:
-    (repo / "evil" / "1").mkdir(parents=True)
-    (repo / "evil" / "1" / "model.onnx").symlink_to("model.onnx")
+def link_to_itself(evil: Path) -> None:
+    (evil / "1").mkdir(parents=True)
+    (evil / "1" / "model.onnx").symlink_to("model.onnx")
 
 
 LINKS = {f.__name__: f for f in (
@@ -98,32 +100,44 @@ def untouched(folder: Path) -> list[int]:
     return accessed(folder)
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def siege(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Siege]:
+    """For all links: each has a model of its own, and the others' stay."""
+    async with besieged(tmp_path_factory.mktemp("links")) as found:
+        yield found
+
+
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", LINKS)
 async def test_a_link_out_of_the_repository_is_refused_with_a_reason_and_never_opened(
-    tmp_path: Path, name: str
+    siege: Siege, name: str
 ) -> None:
-    async with besieged(tmp_path) as siege, told_by(siege.running) as told:
-        repo = tmp_path / "models"
+    async with told_by(siege.running) as told:
+        evil = siege.repo / name
         before = await siege.truth()
-        LINKS[name](repo)
-        never_read = untouched(away(repo)) if name != "link_check" else []
+        LINKS[name](evil)
+        never_read = untouched(away(evil)) if name != "link_check" else []
         await told.until(
-            lambda e: "problem" in e.kind and "link" in f"{e.data['rule']} {e.data['message']}"
+            lambda e: bool(
+                "problem" in e.kind
+                and re.search(rf"\b{name}\b", f"{e.model} {e.data['message']}")
+                and "link" in f"{e.data['rule']} {e.data['message']}"
+            )
         )
-        answer = await siege.ask(post("/v1/models/load", {"model_name": "evil"}))
+        answer = await siege.ask(post("/v1/models/load", {"model_name": name}))
         assert 400 <= answer.status <= 500 and "link" in answer.text, answer
         assert fault_of(answer, lambda _: True) == ""
-        shown = await siege.client.get("/v1/models/evil")
+        shown = await siege.client.get(f"/v1/models/{name}")
         assert shown.status_code in (200, 404) and "hunter2" not in shown.text
         if shown.status_code == 200:
             assert shown.json()["state"] != "loaded" and "link" in str(shown.json()["problems"])
-        assert (await siege.infer({"inputs": []}, model="evil")).status in (400, 404, 503)
+        assert (await siege.infer({"inputs": []}, model=name)).status in (400, 404, 503)
         after = await siege.truth()
         assert {k: v for k, v in after.items() if k in before and k != "status"} == {
             k: v for k, v in before.items() if k != "status"
         }
         if never_read:
-            assert accessed(away(repo)) == never_read
+            assert accessed(away(evil)) == never_read
         assert not [line for line in siege.running.log if "hunter2" in line]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from server.auth import LOOK_S
 from tests.e2e.server import serving
@@ -131,6 +133,24 @@ async def test_the_right_key_opens_each_route_by_either_header(tmp_path: Path, k
         assert (await siege.ask(raw("POST", "/v1/models/load", *two))).status == 403
 
 
+@dataclass
+class Locked:
+    """A server, its key file, and the keys that open it, by scope."""
+
+    siege: Siege
+    path: Path
+    keys: dict[str, str]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def locked(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Locked]:
+    """For all ways of spoiling the file: each leaves a good one with keys of its own."""
+    home = tmp_path_factory.mktemp("locked")
+    path = key_file(home / "keys.yaml", **KEYS)
+    async with besieged(home, "--api-keys", str(path)) as siege:
+        yield Locked(siege, path, KEYS)
+
+
 async def status(siege: Siege, key: str) -> int:
     return (await siege.ask(head("GET", "/v1/models", f"x-api-key: {key}"))).status
 
@@ -157,29 +177,28 @@ SPOILT: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("how", SPOILT)
 async def test_a_spoilt_key_file_keeps_the_old_keys_and_a_good_one_brings_the_new(
-    tmp_path: Path, keys: Path, how: str
+    locked: Locked, how: str
 ) -> None:
-    admin = {"x-api-key": KEYS["admin"]}
-    async with besieged(tmp_path, "--api-keys", str(keys), headers=admin) as siege:
-        SPOILT[how](keys)
-        line = r"the key file cannot be used, the keys it held before stay valid: keys.yaml"
-        async with siege.asking_on(lambda: status(siege, KEYS["admin"]), every_s=LOOK_S / 4):
-            told = await siege.running.said(line)
-        assert str(tmp_path) not in told.string
-        assert [await status(siege, k) for k in (*KEYS.values(), "nonsense")] == [
-            200,
-            403,
-            200,
-            401,
-        ]
-        away(keys)
-        key_file(keys, admin="a new key")
-        async with siege.asking_on(lambda: status(siege, "a new key"), every_s=LOOK_S / 4):
-            await siege.running.said("keys=1 read again")
-        assert await status(siege, "a new key") == 200
-        assert await status(siege, KEYS["admin"]) == 401
+    siege, path, old = locked.siege, locked.path, locked.keys
+    assert [await status(siege, k) for k in old.values()] == [200, 403, 200]
+    before = len(siege.running.log)
+    SPOILT[how](path)
+    line = r"the key file cannot be used, the keys it held before stay valid: keys.yaml"
+    async with siege.asking_on(lambda: status(siege, old["admin"]), every_s=LOOK_S / 4):
+        told = await siege.running.said(line, before)
+    assert str(path.parent) not in told.string
+    assert [await status(siege, k) for k in (*old.values(), "nonsense")] == [200, 403, 200, 401]
+    away(path)
+    locked.keys = {scope: f"{how}: {key}" for scope, key in KEYS.items()}
+    key_file(path, **locked.keys)
+    new = locked.keys["admin"]
+    async with siege.asking_on(lambda: status(siege, new), every_s=LOOK_S / 4):
+        await siege.running.said("keys=3 read again", before)
+    assert await status(siege, new) == 200
+    assert await status(siege, old["admin"]) == 401
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "127.0.0.1.example"])

@@ -40,11 +40,12 @@ outputs: [{name: y, datatype: FP32, shape: [-1]}]
 
 
 @contextmanager
-def serving(repo: Path, *flags: str) -> Iterator[str]:
-    """The URL of a server over `repo`; ends it with SIGTERM and wants exit code 0."""
+def serving(repo: Path, *flags: str, state: str = "state") -> Iterator[str]:
+    """The URL of a server over `repo`; ends it with SIGTERM and wants exit code 0. `state`: a folder
+    that no other server has."""
     server = subprocess.Popen(
         [*COMMAND, "serve", str(repo), "--port", "0", "--trust-code", "--settle", "0.1", *flags,
-         "--state-dir", str(repo.parent / "state")],
+         "--state-dir", str(repo.parent / state)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ(),
     )  # fmt: skip
     assert server.stdout is not None
@@ -200,7 +201,7 @@ def test_a_key_made_by_keys_new_opens_the_server(repo: Path, tmp_path: Path) -> 
     key_file = tmp_path / "keys.yaml"
     key_file.write_text(made.stderr[made.stderr.rindex("keys:") :])
     flags = ("--api-keys", str(key_file), "--model-control-mode", "explicit")
-    with serving(repo, *flags) as url:
+    with serving(repo, *flags, state="with keys") as url:
         shell = Shell(url)
         assert "MODELDEPOT_API_KEY" in shell.run("load", "double", code=4).stderr
         shell.run("load", "double", code=4, MODELDEPOT_API_KEY="wrong")

@@ -174,6 +174,7 @@ def assert_all_is_counted(mixed: list[Mixed], found: Counts) -> None:
     assert {how for _, how in found.ended} <= {"success", "canceled", "bad_request"}
 
 
+@pytest.mark.alone  # it takes all that the machine has
 @pytest.mark.parametrize("flags", ROUTES, ids=" ".join)
 async def test_a_mix_of_requests_on_two_thousand_connections_loses_nothing_and_leaves_nothing(
     repo: Path, flags: list[str]

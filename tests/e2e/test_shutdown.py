@@ -29,6 +29,7 @@ def left_behind(repo: Path) -> list[str]:
     """Files in the state folder that belong to a running server, and shared memory."""
     state = repo.parent / "state"
     found = [str(p) for p in state.rglob("*") if p.is_file() or p.is_socket()]
+    found = [path for path in found if not Path(path).name.startswith("journal.")]
     return found + [name for name in os.listdir("/dev/shm") if "modeldepot" in name]
 
 
