@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,8 @@ class Running:
         """Whatever happened, nothing of it stays."""
         if self.process.returncode is None:
             for one in [*self.children(), psutil.Process(self.process.pid)]:
-                one.kill()
+                with suppress(psutil.NoSuchProcess):  # a worker may be just ending
+                    one.kill()
         await self.process.wait()
         await self._reader
 

@@ -37,7 +37,10 @@ async def admin(siege: Siege, seed: int, said: Counter[tuple[str, int]]) -> None
         path, order = random_.choice(ORDERS)
         if random_.random() < 0.03:
             path, order = "/v1/models/unload-all", {}
-        answer = await siege.client.post(path, json={"model_name": "add", **order})
+        named = path in (LOAD, UNLOAD)
+        answer = await siege.client.post(
+            path, json={"model_name": "add", **order} if named else None
+        )
         said[path, answer.status_code] += 1
         told = answer.json()
         assert answer.status_code in DOCUMENTED[path], (path, order, answer.text)
