@@ -21,7 +21,7 @@ class Options:
     default_model   what is meant where no model is named; None: the only one
     on_demand       a request for a model that is not loaded loads it and waits, `demand_timeout_s` at
                     the longest, `demand_queue` requests for one model at the most
-    min_residency_s how long a model that serves is safe from requests for another one
+    min_residency_s how long a model that is asked for is safe from requests for another one
     memory_budget   device -> bytes the ledger may hand out; a device left out gets its own size
     """
 

@@ -193,7 +193,9 @@ class Settings:
     ] = 256
     min_residency: Annotated[
         float,
-        Setting("seconds that a model stays before a request for another drives it out", _seconds),
+        Setting(
+            "seconds that a model in use stays before a request for another drives it out", _seconds
+        ),
     ] = 2.0
     load_slots: Annotated[int, Setting("loads that run at once", _number(int, 1, 1024))] = (
         LOAD_SLOTS

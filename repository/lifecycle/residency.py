@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.states import RISING, State
 
+PAUSE_S = 0.1  # between two requests of clients that ask one after the other
+
 Model = list[Generation]  # the generations of one model that would leave together
 
 
@@ -47,11 +49,16 @@ def give_way(
 
 
 def turn_ends(gen: Generation, min_residency_s: float) -> float:
-    """Until then nobody's requests drive it out: it serves `min_residency_s`, and at least as long as
-    it took to load, so that no more than half of the time goes into loading."""
+    """Until then nobody's requests drive it out: it serves at least as long as it took to load, so that
+    no more than half of the time goes into loading; and `min_residency_s`, unless nobody has asked for
+    it for PAUSE_S, for then its turn would be spent on nothing."""
     if gen.ready_at is None:
         return math.inf
-    return gen.ready_at + max(min_residency_s, gen.ready_at - gen.admitted_at)
+    paid = gen.ready_at + (gen.ready_at - gen.admitted_at)
+    asked = gen.ready_at + min_residency_s
+    if gen.leases == 0:
+        asked = min(asked, gen.last_used + PAUSE_S)
+    return max(paid, asked)
 
 
 def next_turn(

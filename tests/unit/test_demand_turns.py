@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from repository.lifecycle.residency import PAUSE_S
 from tests.fakes.demand import CAPACITY, RESIDENCY_S, World, big
 from tests.fakes.heart import load
 
@@ -67,3 +68,37 @@ async def test_every_request_is_answered_and_none_waits_longer_than_all_turns_to
     assert set(rounds) == set(names)
     assert world.models.ledgers["cpu"].free == CAPACITY
     assert all(h.calls == ["load", "stop"] for hosts in world.hosts.values() for h in hosts)
+
+
+async def test_nobody_waits_for_the_rest_of_a_turn_that_nobody_uses(looptime):
+    world = World(big("a"), big("b"), load_s=0.25)
+    async with world.models.running():
+        await world.use("a", for_s=0.5)
+        assert looptime == 0.75
+        await world.use("b")  # after the pause in which another request for "a" might have come
+        assert looptime == pytest.approx(0.75 + PAUSE_S + 0.25)
+
+
+async def test_a_turn_that_is_used_lasts_as_long_as_it_should(looptime):
+    world = World(big("a"), big("b"), load_s=0.25)
+    async with world.models.running():
+
+        async def keep_asking():
+            while not other.done():
+                await world.use("a", for_s=PAUSE_S / 2)
+                await asyncio.sleep(PAUSE_S / 2)
+
+        await world.use("a")
+        other = asyncio.create_task(world.use("b"))
+        asking = asyncio.create_task(keep_asking())
+        await other
+        assert 0.25 + RESIDENCY_S <= looptime <= 0.25 + RESIDENCY_S + PAUSE_S + 0.25
+        await asking
+
+
+async def test_an_unused_turn_is_still_as_long_as_the_load_took(looptime):
+    world = World(big("a"), big("b"), load_s=1.5)
+    async with world.models.running():
+        await world.use("a")
+        await world.use("b")
+        assert looptime == pytest.approx(3 * 1.5)
