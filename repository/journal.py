@@ -127,15 +127,15 @@ class Journal:
         loads = sum(word == "load" for word in self.words.values())
         adapters = [said for of in self.adapters.values() for said in of.values()]
         aways = adapters.count(None)
-        counts = {
-            "models loaded by call": loads,
-            "models unloaded by call": len(self.words) - loads,
-            "adapters": len(adapters) - aways,
-            "adapters unregistered": aways,
-            "configs": len(self.overrides),
-            "folders from elsewhere": len(self.mounts),
-        }
-        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        counts = (
+            (loads, "model", " loaded by call"),
+            (len(self.words) - loads, "model", " unloaded by call"),
+            (len(adapters) - aways, "adapter", ""),
+            (aways, "adapter", " unregistered"),
+            (len(self.overrides), "config", ""),
+            (len(self.mounts), "folder", " from elsewhere"),
+        )
+        return ", ".join(f"{n} {what}{'s' * (n > 1)}{how}" for n, what, how in counts if n)
 
     async def close(self) -> None:
         """Writes what waits, once more; whatever could not be kept is told in the log."""

@@ -275,3 +275,17 @@ async def test_on_a_full_disk_what_was_kept_stays_and_the_rest_comes_when_there_
         await journal.kept()
     async with opened(tiny_disk) as journal:
         assert journal.words == {"a": "unload"} and "m" in journal.overrides
+
+
+async def test_a_start_says_how_much_it_remembers(state, caplog):
+    caplog.set_level("INFO", logger="modeldepot.state")
+    async with opened(state) as journal:
+        assert "remembered from before: nothing" in caplog.text
+        journal.word("a", "unload")
+        journal.word("b", "unload")
+        journal.adapter("a", "x", A)
+        journal.away("a", "y")
+        await journal.kept()
+    async with opened(state):
+        said = "2 models unloaded by call, 1 adapter, 1 adapter unregistered"
+        assert f"remembered from before: {said}" in caplog.text
