@@ -87,7 +87,6 @@ class Overrides:
         self._models = models
         self._lookout = lookout
         self._turns = Turns()
-        self._running: set[asyncio.Task[Any]] = set()
 
     async def recall(
         self, overrides: Mapping[str, Mapping[str, Any]], mounts: Mapping[str, str]
@@ -123,8 +122,7 @@ class Overrides:
 
     async def over(self) -> None:
         """Returns when no change is under way."""
-        while self._running:
-            await asyncio.wait(self._running)
+        await self._turns.over()
 
     async def change(self, model: str, config: Mapping[str, Any] | Unsaid | None) -> Change:
         """What a load of `model` (a name, an alias, a path) under `config` would change.
@@ -158,25 +156,16 @@ class Overrides:
         """Its turn, `load` under it, and the notes. Whatever raises leaves things as they were."""
 
         async def turn() -> T:
-            async with self._turns.of(change.name):
-                undo = await self._begin(change)
-                try:
-                    report = await load()
-                except BaseException:
-                    await undo()
-                    raise
-                self._note(change)  # also what was in force: it may have been left out at the start
-                return report
+            undo = await self._begin(change)
+            try:
+                report = await load()
+            except BaseException:
+                await undo()
+                raise
+            self._note(change)  # also what was in force: it may have been left out at the start
+            return report
 
-        task = asyncio.create_task(turn(), name=f"change of {change.name}")
-        self._running.add(task)
-        task.add_done_callback(self._done)
-        return await asyncio.shield(task)
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # the caller may have left
+        return await self._turns.take(change.name, turn)
 
     def _note(self, change: Change) -> None:
         if self.remembers is None:

@@ -94,14 +94,14 @@ class Standing(ABC):
         specs = folder.specs if folder is not None else {}
         refused: RepositoryError | None = None
         for number, spec in specs.items():
-            if version in (None, number) and self._hopeless(spec) is None:
+            if version in (None, number) and not self._is_hopeless(spec):
                 ledger = self.ledgers[self.place(spec)]
                 refused = never(spec, self._all(), ledger, outgoing=self._outgoing)
                 if refused is None:
                     return None
         return refused or self._why_not(name, version)
 
-    def _hopeless(self, spec: ModelSpec) -> float | None:
+    def _is_hopeless(self, spec: ModelSpec) -> bool:
         gens = self._versions(spec)
         return hopeless(spec, gens, now=self.now, crash_limit=self._crash_limit)
 

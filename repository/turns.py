@@ -1,15 +1,19 @@
-"""One at a time for each name; nothing is kept of a name that nobody wants."""
+"""One at a time for each name, and never half a call; nothing is kept of a name that nobody wants."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Turns:
     def __init__(self) -> None:
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}  # and how many have it or wait for it
+        self._running: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
     async def of(self, name: str) -> AsyncGenerator[None]:
@@ -23,6 +27,28 @@ class Turns:
             lock, users = self._locks.pop(name)
             if users > 1:
                 self._locks[name] = lock, users - 1
+
+    async def take(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        """`call` in its turn. A caller that leaves does not leave half a call behind."""
+
+        async def turn() -> T:
+            async with self.of(name):
+                return await call()
+
+        task = asyncio.create_task(turn(), name=f"turn of {name}")
+        self._running.add(task)
+        task.add_done_callback(self._over)
+        return await asyncio.shield(task)
+
+    async def over(self) -> None:
+        """Returns when no call is under way."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller may have left
 
     def __len__(self) -> int:
         return len(self._locks)

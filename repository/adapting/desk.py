@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
 
 from repository.adapters.book import AdapterBook, Entry
 from repository.adapters.sources import AdapterSource
@@ -32,8 +31,6 @@ from repository.lifecycle.states import RISING, State
 from repository.names import check_adapter_name, shown
 from repository.reports import AdapterView, Options
 from repository.turns import Turns
-
-T = TypeVar("T")
 
 
 async def at_once() -> None:
@@ -59,7 +56,6 @@ class Desk:
         self.elsewhere: Callable[[str], Path | None] = lambda model: None  # its folder, if not here
         self._kept = kept
         self._turns = Turns()
-        self._running: set[asyncio.Task[Any]] = set()
 
     def home(self, model: str) -> Path:
         """Its folder."""
@@ -98,7 +94,7 @@ class Desk:
             async with self._kept_or_undone(book, name, "registered"):
                 return await self._take(book, entry)
 
-        return await self._in_turn(model, register)
+        return await self._turns.take(model, register)
 
     async def update(
         self,
@@ -128,7 +124,7 @@ class Desk:
             async with self._kept_or_undone(book, name, "changed"):
                 return await self._take(book, entry)
 
-        return await self._in_turn(model, update)
+        return await self._turns.take(model, update)
 
     async def unregister(self, model: str, name: str) -> None:
         """It is unregistered too where that cannot be kept. Raises AdapterNotFoundError,
@@ -146,7 +142,7 @@ class Desk:
                     f"{error}"
                 ) from error
 
-        await self._in_turn(model, unregister)
+        await self._turns.take(model, unregister)
 
     @asynccontextmanager
     async def _kept_or_undone(
@@ -166,23 +162,6 @@ class Desk:
     async def _sync(self, model: str) -> None:
         for _, fitting in self._hosts(model):
             await _quietly(fitting.sync())
-
-    async def _in_turn(self, model: str, call: Callable[[], Awaitable[T]]) -> T:
-        """A caller that leaves does not leave half a call behind."""
-
-        async def turn() -> T:
-            async with self._turns.of(model):
-                return await call()
-
-        task = asyncio.ensure_future(turn())
-        self._running.add(task)
-        task.add_done_callback(self._over)
-        return await asyncio.shield(task)
-
-    def _over(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # the caller may have left
 
     async def _source(self, model: str, name: str, src: str) -> tuple[AdapterSource, str]:
         home = self.home(model)

@@ -54,7 +54,7 @@ class Readings(Generic[T]):
                 answer.set_exception(error)
                 answer.exception()  # where all who waited have left, nobody else looks at it
             else:
-                answer.set_result(found)  # type: ignore[arg-type]
+                answer.set_result(found)  # type: ignore[arg-type]  # without an error there is one
 
         def work() -> None:
             found, failed = None, None

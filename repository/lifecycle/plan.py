@@ -6,7 +6,6 @@ change, so it only proposes the next step and never has to remember what it prop
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -178,30 +177,25 @@ def _pause_s(row: list[Generation]) -> float:
     return 0.0 if len(row) == 1 else min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** (len(row) - 2))
 
 
-def hopeless(
-    spec: ModelSpec, gens: Iterable[Generation], *, now: float, crash_limit: int
-) -> float | None:
-    """Until when nothing comes of a request that waits for it: its newest attempt has failed in itself
-    (inf: until its files change or somebody asks for a load), or in a way in which it had better not
-    be tried again at once. None: it may come. `gens`: of its version, oldest first."""
+def hopeless(spec: ModelSpec, gens: Iterable[Generation], *, now: float, crash_limit: int) -> bool:
+    """Nothing comes of a request that waits for it: its newest attempt has failed in itself (until its
+    files change or somebody asks for a load), or in a way in which it had better not be tried again
+    yet. `gens`: of its version, oldest first."""
     found = list(gens)
     row = counting(found, Wanted(spec), crash_limit=crash_limit)
     if not row or any(g.state in RISING for g in found):
-        return None
+        return False
     last = row[-1]
     if isinstance(last.error, NoRoomError):
-        return None
+        return False
     if not isinstance(last.error, PASSING):
-        return math.inf
+        return True
+    lost = _lost(row, crash_limit)
     if last.ended_at is None:  # it is still stopping
-        return math.inf if _lost(row, crash_limit) else None
-    if _lost(row, crash_limit):
-        until = last.ended_at + BACKOFF_MAX_S
-    elif isinstance(last.error, NoDiskError):
-        until = last.ended_at + _pause_s(row)
-    else:
-        return None
-    return until if now < until else None
+        return lost
+    if lost:
+        return now < last.ended_at + BACKOFF_MAX_S
+    return isinstance(last.error, NoDiskError) and now < last.ended_at + _pause_s(row)
 
 
 def given_up(spec: ModelSpec, gens: Iterable[Generation], *, crash_limit: int) -> bool:

@@ -111,6 +111,6 @@ async def test_chaos_of_adapters(seed, tmp_path, caplog):
         world.check()
         for name, state in calls.states().items():
             assert state in ("loaded", "failed"), name
-    assert not calls.shelf._fittings and not calls._desk._running
+    assert not calls.shelf._fittings and not calls._desk._turns._running
     assert all(g.state in TERMINAL for of in calls.models.generations.values() for g in of)
     assert not [r for r in caplog.records if r.levelname == "ERROR"]
