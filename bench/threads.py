@@ -94,7 +94,7 @@ async def started(
     """The host and its worker's pid."""
     host = ProcessHost(zygotes, state_dir=folder, threads=threads)
     stack.push_async_callback(host.stop, 1.0)
-    loaded = await host.load(spec, "cpu")
+    loaded = await host.load(spec, ["cpu"])
     return host, loaded.details["pids"][0]
 
 

@@ -146,7 +146,7 @@ async def _loaded(
 ) -> tuple[ProcessHost, list[int]]:
     host = ProcessHost(zygotes, state_dir=home / "state", threads=1, arena_size=arena_size)
     stack.push_async_callback(host.stop, 5.0)
-    loaded = await host.load(spec, "cpu")
+    loaded = await host.load(spec, ["cpu"])
     return host, list(loaded.details["pids"])
 
 

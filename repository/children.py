@@ -34,12 +34,13 @@ def start(
         [sys.executable, "-P", "-m", module, str(fd), *args],
         pass_fds=(fd,),
         stdin=subprocess.DEVNULL,
-        env=_environment(defaults or {}),
+        env=environment(defaults or {}),
         process_group=0,
     )
 
 
-def _environment(defaults: Mapping[str, str]) -> dict[str, str]:
+def environment(defaults: Mapping[str, str]) -> dict[str, str]:
+    """What a child of ours is started with."""
     own = {k: v for k, v in os.environ.items() if not k.startswith(PRIVATE)}
     env = {**defaults, **own, **SETTINGS}
     # -P keeps a folder called "server" in the working directory from standing in for ours; a source

@@ -128,7 +128,8 @@ class SupersededError(ConflictError):
 
 
 class NoRoomError(CapacityError):
-    """All sizes in bytes. `residents` maps "model:version" to the bytes it holds."""
+    """All sizes in bytes, of `device`. `residents` maps "model:version" to the bytes it holds, `asleep`
+    those of them that sleep. `foreign`: what others than this server use of what we might have."""
 
     code = "no_room"
 
@@ -141,6 +142,8 @@ class NoRoomError(CapacityError):
         device: str = "cpu",
         residents: dict[str, int] | None = None,
         pinned: list[str] | None = None,
+        asleep: dict[str, int] | None = None,
+        foreign: int = 0,
     ) -> None:
         super().__init__(message)
         self.needed = needed
@@ -148,6 +151,8 @@ class NoRoomError(CapacityError):
         self.device = device
         self.residents = residents or {}
         self.pinned = pinned or []
+        self.asleep = asleep or {}
+        self.foreign = foreign
 
 
 class NoAdapterSlotError(CapacityError):

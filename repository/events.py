@@ -17,9 +17,9 @@ PENDING = 256  # events that may wait for one listener
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """`kind`: model.state, model.added, model.changed, model.removed, model.problem, model.evicted,
-    adapter.registered, adapter.updated, adapter.unregistered, adapter.failed, repository.problem,
-    load.started, load.finished, unload.finished, scan.failed, journal.failed, journal.mended,
-    server.ready, server.draining, lost.
+    model.asleep, model.woken, model.rolled_back, model.pin_refused, adapter.registered, adapter.updated,
+    adapter.unregistered, adapter.failed, repository.problem, load.started, load.finished,
+    unload.finished, scan.failed, journal.failed, journal.mended, server.ready, server.draining, lost.
 
     `at` is seconds since 1970. `data` depends on the kind and is JSON-able.
     """

@@ -7,9 +7,12 @@ from __future__ import annotations
 from repository.devices.inventory import Devices, reports
 from repository.devices.readings import Readings
 from repository.journal import Journal
+from repository.lifecycle.placement import Placement
 from repository.lifecycle.states import State
+from repository.measuring import Measuring
 from repository.reconciler import Reconciler
 from repository.reports import DeviceReport, GpuUse, HostReport, Skill
+from repository.spec import ModelSpec
 
 SKILLS: dict[str, Skill] = {"generate": "text_generation", "embed": "embeddings"}
 
@@ -19,17 +22,27 @@ class Gauges:
 
     _devices: Devices
     _gpu_use: Readings[GpuUse]
+    _measuring: Measuring
     _models: Reconciler
     _journal: Journal
 
     def devices(self) -> list[DeviceReport]:
-        """Budget and reservations beside what each device says of itself."""
+        """Budget and reservations beside what each device says of itself: GPUs some seconds ago, so
+        that a driver that hangs holds up nobody; one that has been silent for longer tells nothing."""
         held = {d: (of.capacity, of.held) for d, of in self._models.ledgers.items()}
-        return reports(self._devices.devices(), held)
+        told = self._devices.beside(self._measuring.gpu_use)
+        return reports(told, held, self._measuring.ours())
 
     async def gpus(self) -> GpuUse:
         """What each GPU and its processes use now. Raises DeviceSilentError where a driver hangs."""
+        return await self._measuring.read()
+
+    async def _gpu_use_now(self) -> GpuUse:
         return await self._gpu_use.now() if self._devices.gpus() else ()
+
+    def expects(self, spec: ModelSpec) -> Placement:
+        """Where it would rather go, and what it is thought to need there."""
+        return self._models.options(spec)[0]
 
     @property
     def has_gpu(self) -> bool:

@@ -13,7 +13,7 @@ If the disk cannot be written, nothing is lost from memory: notes wait, and are 
 when it is over.
 
 Facts: the last word about a model, its adapters as they were registered (or that one in its folder was
-unregistered), the config that a load brought, the place of a folder from elsewhere.
+unregistered), the config that a load brought, the place of a folder from elsewhere, its pin.
 """
 
 from __future__ import annotations
@@ -54,10 +54,11 @@ class KeptAdapter(msgspec.Struct, frozen=True, omit_defaults=True):
 class Journal:
     """What was there at the start, by model:
 
-    words       "load" or "unload"
+    words       "load", "unload" or "sleep"
     adapters    name -> how it was registered; None: it lies in the folder and was unregistered
     overrides   the config that its load brought
     mounts      the folder that it lies in, outside of the repository
+    pins        whether it is pinned, whatever its config says
 
     Everything but `open` and `close` is for the loop that opened it. Before it is open nothing is
     noted, and `kept` has nothing to wait for.
@@ -75,6 +76,7 @@ class Journal:
         self.adapters: dict[str, dict[str, KeptAdapter | None]] = {}
         self.overrides: dict[str, dict[str, Any]] = {}
         self.mounts: dict[str, str] = {}
+        self.pins: dict[str, bool] = {}
         self._file = StateFile(folder, lock_wait_s=lock_wait_s)
         self._events = events or EventBus()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
@@ -107,7 +109,7 @@ class Journal:
             said = json.loads(value)
             match kind:
                 case "word":
-                    self.words[model] = msgspec.convert(said, Literal["load", "unload"])
+                    self.words[model] = msgspec.convert(said, Literal["load", "unload", "sleep"])
                 case "adapter":
                     found = msgspec.convert(said, KeptAdapter | None)
                     self.adapters.setdefault(model, {})[name] = found
@@ -115,6 +117,8 @@ class Journal:
                     self.overrides[model] = msgspec.convert(said, dict[str, Any])
                 case "mount":
                     self.mounts[model] = msgspec.convert(said, str)
+                case "pin":
+                    self.pins[model] = msgspec.convert(said, bool)
                 case _:
                     raise ValueError(f"unknown kind '{kind}'")
         except (ValueError, msgspec.ValidationError) as error:
@@ -124,16 +128,18 @@ class Journal:
 
     def _told(self) -> str:
         """What was there at the start, counted."""
-        loads = sum(word == "load" for word in self.words.values())
+        words = list(self.words.values())
         adapters = [said for of in self.adapters.values() for said in of.values()]
         aways = adapters.count(None)
         counts = (
-            (loads, "model", " loaded by call"),
-            (len(self.words) - loads, "model", " unloaded by call"),
+            (words.count("load"), "model", " loaded by call"),
+            (words.count("unload"), "model", " unloaded by call"),
+            (words.count("sleep"), "model", " put to sleep by call"),
             (len(adapters) - aways, "adapter", ""),
             (aways, "adapter", " unregistered"),
             (len(self.overrides), "config", ""),
             (len(self.mounts), "folder", " from elsewhere"),
+            (len(self.pins), "pin", ""),
         )
         return ", ".join(f"{n} {what}{'s' * (n > 1)}{how}" for n, what, how in counts if n)
 
@@ -188,6 +194,10 @@ class Journal:
 
     def mount(self, model: str, path: str | None) -> None:
         self._note(("mount", model, ""), path)
+
+    def pin(self, model: str, pinned: bool | None) -> None:
+        """None: as its config says."""
+        self._note(("pin", model, ""), pinned)
 
     def _note(self, key: Key, said: Any) -> None:
         self._write_down(key, None if said is None else json.dumps(said, sort_keys=True))

@@ -86,15 +86,25 @@ def started_at(pid: int) -> int | None:
     return None if fields[0] == b"Z" else int(fields[19])
 
 
-def resident() -> dict[str, int]:
-    """Memory in bytes that would come back if this process ended: {"host": pages of its own}. What
-    it shares with the process that it was forked from, or with others of its model, is not counted."""
+def resident() -> int:
+    """Memory in bytes that would come back if this process ended: its own pages. What it shares with
+    the process that it was forked from, or with others of its model, is not counted."""
     total = 0
     with open("/proc/self/smaps_rollup", "rb") as file:
         for line in file:
             if line.startswith(b"Private_"):
                 total += int(line.split()[1]) * 1024
-    return {"host": total}
+    return total
+
+
+def anonymous(pid: int) -> int:
+    """Bytes of a process that come from no file; what it shares with those that it forked counts in
+    full. 0: it has ended."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+        for line in file:
+            if line.startswith(b"Anonymous:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def how_it_ended(status: int) -> str:

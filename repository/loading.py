@@ -61,6 +61,7 @@ class Ending(NamedTuple):
             took_s,
             drain_s=max((gen.drain_s for gen in self.going), default=0.0),
             confirmed=all(gen.confirmed for gen in self.going),
+            leaked_bytes=sum(gen.leaked for gen in self.going),
         )
 
 
@@ -140,7 +141,9 @@ class Loading(AdapterCalls):
         source = "uploaded" if folder.override else "model_dir"
         applied = {key: (value, source) for key, value in folder.said.items()}
         took_s = time.perf_counter() - began
-        return LoadReport(name, versions, serving == gens, took_s, applied)
+        already = serving == gens
+        woken = not already and any(gen.woken for gen in gens)
+        return LoadReport(name, versions, already, took_s, applied, woken=woken)
 
     async def _all_serve(self, folder: ModelFolder, gens: list[Generation]) -> None:
         """Returns once all of `gens` have served; raises why that will not be."""

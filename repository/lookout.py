@@ -31,6 +31,7 @@ log = logging.getLogger("modeldepot.folder")
 # After a scan that took t, the next poke is heard after BREATH * t: at most 1/6 of a core.
 BREATH = 5.0
 DEAF_S = 10.0  # between looks where the watcher itself has failed
+TOLD_WITHIN_S = 1.0  # of a change; an event that has not come by then does not come any more
 
 
 class Lookout:
@@ -62,6 +63,10 @@ class Lookout:
         self._took_s = 0.0
         self._running: asyncio.Task[Settled] | None = None
         self._next: asyncio.Task[Settled] | None = None  # has not begun yet: may be joined
+        self._reasons = 0  # that there were to look: events, and what was said by call
+        self._routine = False  # the next look has none
+        self._in_motion = False  # the last look found something new
+        self._trial: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
@@ -69,6 +74,7 @@ class Lookout:
     async def look(self) -> Settled:
         """One whole scan, told. Raises OSError if the repository itself cannot be read."""
         settled = await self._scan()
+        self._in_motion = bool(settled.changed) or settled.look_again_s is not None
         self._pass_on(settled.snapshot, settled.changed)
         return settled
 
@@ -121,6 +127,7 @@ class Lookout:
     def say(self, by_call: ByCall) -> None:
         """From the next look on, which is soon. Nothing is told before."""
         self._scanner.by_call = by_call
+        self._reasons += 1
         self._poked.set()
 
     def told(self, model: str) -> ModelFolder | None:
@@ -213,8 +220,14 @@ class Lookout:
                         await self._poked.wait()
                 await asyncio.sleep(BREATH * self._took_s)
                 self._poked.clear()
+                routine = self._routine and again_s is None
+                self._routine = self._in_motion = False
                 again_s = await self._look_or_say_why()
+                if routine and self._in_motion:
+                    self._suspect()
         finally:
+            if self._trial is not None:
+                self._trial.cancel()
             listening.cancel()
             await asyncio.wait([listening])
             self._observer.watcher(False)
@@ -233,7 +246,21 @@ class Lookout:
 
     async def _listen(self, watcher: Watcher) -> None:
         async for _ in watcher.pokes():
+            self._routine = watcher.for_safety and not self._poked.is_set()
+            self._reasons += not watcher.for_safety
             self._poked.set()
+
+    def _suspect(self) -> None:
+        """A look without a reason has found something. The kernel's queue may have been full, which
+        watchfiles does not tell; or else the event is on its way."""
+        known = self._reasons
+
+        def judge() -> None:
+            if self._reasons == known:
+                log.warning("a change was seen that no event had told; the watcher loses events")
+                self._observer.missed()
+
+        self._trial = asyncio.get_running_loop().call_later(TOLD_WITHIN_S, judge)
 
     def _deaf(self, listening: asyncio.Task[None]) -> None:
         if not listening.cancelled():

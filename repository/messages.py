@@ -29,10 +29,11 @@ class Loaded(msgspec.Struct, frozen=True):
     platform          KServe V2 platform name, such as "onnxruntime_onnx"
     memory            bytes by kind (weights, workspace, context) that the backend knows of, summed
                       over the workers; what a worker really has is what `Host.memory` measures
-    details           for people: providers, threads, pids
+    details           for people: providers, threads, pids; `build_s`: what of the load came after
+                      reading (making the model of it), where the backend can tell
     abilities         what it can do beside `infer`: "generate" (see `repository.generate`), "chat"
                       (it has a template for conversations), "embed" (texts in, vectors out),
-                      "adapt" (it takes adapters)
+                      "adapt" (it takes adapters), "sleep" (it can leave its device and come back)
     """
 
     inputs: tuple[TensorSpec, ...] = ()

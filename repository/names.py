@@ -21,7 +21,9 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=-]*")
 _VERSION = re.compile(r"[1-9][0-9]{0,9}")
 
 # /v1/models/status, /v2/models/stats: these addresses are taken.
-RESERVED_NAMES = frozenset({"status", "load", "unload", "unload-all", "stats"})
+RESERVED_NAMES = frozenset(
+    {"status", "load", "unload", "unload-all", "sleep", "wake", "pin", "stats"}
+)
 # /v2/models/A/B/versions/1/infer must not be the model "A/B/versions/1".
 RESERVED_SEGMENTS = frozenset(
     {"versions", "infer", "ready", "config", "stats", "generate", "generate_stream", "trace"}

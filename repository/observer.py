@@ -6,7 +6,7 @@ Calls come from the event loop's thread, return at once and never raise.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from repository.lifecycle.generation import Generation
@@ -22,10 +22,11 @@ class Observer:
         """After every step of every generation."""
 
     def phase(self, gen: Generation, name: str, took_s: float) -> None:
-        """A load phase ended: queue, read, warmup, total."""
+        """A load phase ended: queue, read, build, warmup; wake in place of read and build. Or it fell
+        asleep: sleep."""
 
     def evicted(self, gen: Generation, reason: str) -> None:
-        """Told to leave for others: memory or idle_ttl."""
+        """Told to leave, or to sleep: memory (for others), idle_ttl, manual (somebody said so)."""
 
     def scanned(self, took_s: float, models: int) -> None:
         """A whole scan of the repository ended."""
@@ -36,6 +37,9 @@ class Observer:
     def watcher(self, up: bool) -> None:
         """The watcher runs, or has stopped with an error."""
 
+    def missed(self) -> None:
+        """A regular look found changes of which the watcher had told nothing: it lost events."""
+
     def forgotten(self, model: str) -> None:
         """The model's folder is gone and nothing of it runs: drop its series."""
 
@@ -44,16 +48,17 @@ class Observer:
 
 
 class Guarded(Observer):
-    """Passes everything on. What the other raises all the same is logged and changes nothing: a
-    mistake in counting must not stop a model, nor the planner."""
+    """Passes everything on to each of them. What one raises all the same is logged and changes nothing:
+    a mistake in counting must not stop a model, nor the planner."""
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, *observers: Observer) -> None:
         for name in [n for n in vars(Observer) if not n.startswith("_")]:
-            setattr(self, name, partial(_tell, getattr(observer, name)))
+            setattr(self, name, partial(_tell, [getattr(one, name) for one in observers]))
 
 
-def _tell(what: Callable[..., None], *args: object) -> None:
-    try:
-        what(*args)
-    except Exception:
-        log.exception("an observer failed")
+def _tell(each: Iterable[Callable[..., None]], *args: object) -> None:
+    for what in each:
+        try:
+            what(*args)
+        except Exception:
+            log.exception("an observer failed")

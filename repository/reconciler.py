@@ -15,17 +15,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from repository.admission import Admit, Evict, Refuse, Waiting, decide
 from repository.demand import Demand, Take
 from repository.errors import DrainingError, NoRoomError, WorkerDiedError
 from repository.events import EventBus
-from repository.life import Means, live
+from repository.life import Means
 from repository.lifecycle.generation import Generation, Trigger
 from repository.lifecycle.ledger import MemoryLedger
-from repository.lifecycle.news import tell_eviction, tell_folder, tell_step
+from repository.lifecycle.news import tell_folder, tell_step
+from repository.lifecycle.pins import Pins
 from repository.lifecycle.plan import plan, staying
 from repository.lifecycle.register import Register
 from repository.lifecycle.residency import expired
@@ -33,8 +33,9 @@ from repository.lifecycle.routes import Routes
 from repository.lifecycle.states import TERMINAL, Event, IllegalMoveError, State
 from repository.lifecycle.wishes import Wanted, Wishes
 from repository.observer import Guarded, Observer
+from repository.resting import Resting
 from repository.snapshot import ModelFolder
-from repository.standing import Standing, WhyNot, unknown
+from repository.standing import Needs, WhyNot, as_estimated, unknown
 
 log = logging.getLogger("modeldepot.models")
 
@@ -43,7 +44,7 @@ ASKED = (Trigger.API, Trigger.WATCH)  # a better reason for a load than requests
 BREATH_S = 1.0  # after a bug in the planner, before it tries again
 
 
-class Reconciler(Standing):
+class Reconciler(Resting):
     """`ledgers`: one per device. `load_slots`: how many generations may load at once. `why_not`: what
     a request is told for which nothing serves, nor will."""
 
@@ -61,6 +62,8 @@ class Reconciler(Standing):
         demand: Demand | None = None,
         min_residency_s: float = 2.0,
         why_not: WhyNot = unknown,
+        needs: Needs = as_estimated,
+        pins: Pins | None = None,
     ) -> None:
         self.means = means
         self.ledgers = ledgers
@@ -77,14 +80,18 @@ class Reconciler(Standing):
         self._load_slots = load_slots
         self._room_wait_s = room_wait_s
         self._crash_limit = crash_limit
-        self._min_residency_s = min_residency_s
+        self.min_residency_s = min_residency_s
         self._why_not = why_not
+        self.needs = needs
+        self.pins = pins or Pins()
         self._serials = itertools.count(1)
         self._dirty: dict[str, Trigger] = {}
         self._timers: dict[str, float] = {}  # model -> when to plan it again
         self._queue: list[Generation] = []
         self._wake = asyncio.Event()
         self._lives: set[asyncio.Task[None]] = set()
+        self._examining: set[Generation] = set()
+        self._beds: list[asyncio.Future[None]] = []
         self._clock: Callable[[], float] = lambda: asyncio.get_running_loop().time()
         self._ticking = False
         self._admit_again: float | None = None
@@ -99,6 +106,7 @@ class Reconciler(Standing):
         for name in [n for n in self.folders if n not in folders]:
             del self.folders[name]
             self.wishes.forget(name)
+            self.pins.forget(name)
             self._dirty[name] = trigger
             self.events.publish("model.removed", name)
         for name, folder in folders.items():
@@ -124,7 +132,7 @@ class Reconciler(Standing):
                 gen.asked_for(trigger)
         self._tick()
         folder = self.folders.get(model)
-        newest = {g.spec.version: g for g in self.register.of(model)}
+        newest = {g.spec.version: g for g in self.register.of(model) if not g.sleeps}
         gens = [newest[v] for v in (folder.specs if folder else ()) if v in newest]
         if gens and all(g.state is State.READY for g in gens):
             self.wishes.granted(model)
@@ -135,8 +143,8 @@ class Reconciler(Standing):
         self.wishes.unload(model)
         self.register.forgive(model)
         going = [g for g in self.register.of(model) if g.state not in TERMINAL]
-        if model in self.demand.models:  # for them it comes back, but as another generation
-            for gen in staying(going):
+        for gen in going:  # for those who wait it comes back, but as another generation
+            if gen.sleeps or (model in self.demand.models and staying([gen])):
                 self._retire(gen, "not wanted")
         self._dirty[model] = Trigger.API
         self._tick()
@@ -155,7 +163,8 @@ class Reconciler(Standing):
         waiter = self.demand.join(model, name, version, take)
         if first:
             self.register.forgive(model, of=NoRoomError)  # that was another moment
-            if self._given_up(model):  # it has rested, and gets another chance
+            back = model in self.register.fallback  # then an older one is what comes
+            if not back and self._given_up(model):  # it has rested, and gets another chance
                 self.register.forgive(model, of=WorkerDiedError)
             self._dirty[model] = Trigger.DEMAND
             self._tick()
@@ -165,6 +174,11 @@ class Reconciler(Standing):
     @property
     def now(self) -> float:
         return self._clock()
+
+    @property
+    def queued(self) -> Sequence[Generation]:
+        """Those who wait for memory or a load slot, in their order."""
+        return self._queue
 
     # the loop -----------------------------------------------------------------------------------
 
@@ -250,25 +264,48 @@ class Reconciler(Standing):
             self.wishes.demand(model)
             trigger = trigger if trigger in ASKED else Trigger.DEMAND
         wanted = self.wishes.wanted(folder)
-        found = plan(wanted, gens, now=now, crash_limit=self._crash_limit, fits=self._fits)
+        resting = {} if self._closing else self.wishes.resting(folder)
+        if not resting:  # nor does anything come back
+            self.register.fallback.pop(model, None)
+        found = plan(
+            wanted,
+            gens,
+            now=now,
+            crash_limit=self._crash_limit,
+            fits=self._fits,
+            resting=resting,
+            fallback=self.register.fallback.get(model, {}),
+        )
         for order in found.retire:
             self._retire(next(g for g in gens if g.serial == order.serial), order.why)
         for start in found.start:
             self._start(start.wanted, trigger)
-        over, next_expiry = expired(gens, now=now)
+        self._call_sleepers(self.register.of(model))
+        idle = self._idling(model)
+        over, next_expiry = expired(idle, now=now)
         for gen in over:
             self._evict(gen, "idle_ttl")
-        looks = [t for t in (found.again_at, next_expiry) if t is not None]
+        next_nap = self._doze(idle, now)
+        looks = [t for t in (found.again_at, next_expiry, next_nap) if t is not None]
         if looks:
             self._timers[model] = min(looks)
         self.demand.let_down(model, self._in_vain)
         self.register.bury(model, folder, wanted)
         self._forget_if_gone(model)
 
+    def _idling(self, model: str) -> list[Generation]:
+        """What its time may be over for: nothing while requests wait for some of it, or it would go and
+        come in turns; nor who sleeps and is about to be woken."""
+        if model in self.demand.models:
+            return []
+        gens = self.register.of(model)
+        called = [g.wakes for g in gens if g.state is State.QUEUED]
+        return [g for g in gens if g not in called]
+
     def _start(self, want: Wanted, trigger: Trigger) -> None:
         """A new try of what has failed is a restart, whatever woke the planner."""
         failed = (g for g in self.register.of(want.spec.model) if g.error and not g.forgiven)
-        if any(g.spec.fingerprint == want.spec.fingerprint for g in failed):
+        if want.back or any(g.spec.fingerprint == want.spec.fingerprint for g in failed):
             trigger = Trigger.RESTART
         gen = Generation(
             next(self._serials),
@@ -278,84 +315,28 @@ class Reconciler(Standing):
             clock=self._clock,
             trigger=trigger,
             epoch=want.epoch,
-            device=self.place(want.spec),
+            options=self.options(want.spec),
+            rolled_back=want.back,
         )
         self.register.add(gen)
-        self._queue.append(gen)
+        self._queue.insert(0 if want.back else len(self._queue), gen)  # it had its place before
         self._stepped(gen, State.GONE)
 
     def _retire(self, gen: Generation, why: str) -> None:
         gen.retire(why)
         if gen.state is State.QUEUED:  # it has no life yet that could do it
-            self._queue.remove(gen)
+            self._leave_queue(gen)
             gen.step(Event.RETIRE, why)
-
-    def _make_room(self, now: float) -> None:
-        """Admits, evicts and refuses until nothing more can be decided now."""
-        self._admit_again = None
-        if not self._queue:
-            return
-        found = decide(
-            self._queue,
-            self._all(),
-            self.ledgers,
-            load_slots=self._load_slots,
-            room_wait_s=self._room_wait_s,
-            now=now,
-            outgoing=self._outgoing,
-            waiting=Waiting(self.demand.models, self._min_residency_s),
-        )
-        self._admit_again = found.again_at
-        for decision in found.todo:
-            match decision:
-                case Admit(gen):
-                    self._admit(gen)
-                case Evict(gen, room_for):
-                    if decision.replaced:
-                        gen.retire(f"makes room for #{room_for.serial}, which replaces it")
-                    else:
-                        self._evict(gen, "memory")
-                case Refuse(gen, error):
-                    self._refuse(gen, error)
-        if not self._queue and any(isinstance(decision, Admit) for decision in found.todo):
-            self._retry_the_refused()  # they had stood back for the queue
-
-    def _admit(self, gen: Generation) -> None:
-        self._queue.remove(gen)
-        self.ledgers[gen.device].take(gen.spec.bytes_needed)
-        gen.reserved = gen.spec.bytes_needed
-        self.observer.phase(gen, "queue", self._clock() - gen.born_at)
-        gen.step(Event.ADMIT)
-        life = asyncio.create_task(live(gen, self.means, self._give_back), name=str(gen))
-        self._lives.add(life)
-        life.add_done_callback(lambda task: self._life_over(gen, task))
-
-    def _evict(self, gen: Generation, reason: str) -> None:
-        self.wishes.evict(gen.spec.model)
-        self._dirty[gen.spec.model] = Trigger.API  # its other versions leave with it
-        gen.retire(f"evicted: {reason}")
-        self.observer.evicted(gen, reason)
-        tell_eviction(self.events, gen, reason)
-
-    def _refuse(self, gen: Generation, error: NoRoomError) -> None:
-        """A wish of that moment that could not be granted is not kept. What policy wants, or was
-        wanted before, is made up for when memory comes free."""
-        if gen.trigger.asked:
-            self.wishes.withdraw(gen.spec.model)
-        self._queue.remove(gen)
-        gen.fault(error)
-
-    def _give_back(self, gen: Generation) -> None:
-        self.ledgers[gen.device].give(gen.reserved)
-        gen.reserved = 0
-        self._retry_the_refused()
 
     # happenings ---------------------------------------------------------------------------------
 
     def _stepped(self, gen: Generation, before: State) -> None:
         self.routes.update(gen.spec.model, self.register.of(gen.spec.model))
+        if gen.pinned or self.pins.wants(gen.spec):
+            self._honour_pins()
         if gen.state is State.READY:
             self.wishes.granted(gen.spec.model)
+            self.register.serves(gen)
         self._mark(gen.spec.model)
         tell_step(self.events, gen, before)
         self.observer.stepped(gen, before)
@@ -370,7 +351,8 @@ class Reconciler(Standing):
 
     def _idle(self, gen: Generation) -> None:
         """The last lease ended: somebody may have waited for that, and its TTL starts now."""
-        if self._queue or gen.spec.config.ttl_s is not None:
+        config = gen.spec.config
+        if self._queue or config.ttl_s is not None or config.sleep_s is not None:
             self._mark(gen.spec.model)
 
     def _mark(self, model: str) -> None:
@@ -390,12 +372,6 @@ class Reconciler(Standing):
             gen.break_off(error or asyncio.CancelledError())
 
     # small things -------------------------------------------------------------------------------
-
-    def _retry_the_refused(self) -> None:
-        """Models that found no room are planned again."""
-        for model, gens in self.generations.items():
-            if any(isinstance(g.error, NoRoomError) for g in gens):
-                self._mark(model)
 
     def _forget_if_gone(self, model: str) -> None:
         if model in self.folders or model in self.generations:

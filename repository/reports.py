@@ -23,6 +23,8 @@ class Options:
                     the longest, `demand_queue` requests for one model at the most
     min_residency_s how long a model that is asked for is safe from requests for another one
     memory_budget   device -> bytes the ledger may hand out; a device left out gets its own size
+    host_tier       bytes of host memory in which models may sleep; None: a tenth of it; 0: none sleep
+    pin_cap         device -> share of its budget (0..1) that pinned models may hold; "": all others
     """
 
     root: Path
@@ -34,6 +36,8 @@ class Options:
     trust_code: bool = False
     default_host: Literal["process", "inline"] = "process"
     memory_budget: Mapping[str, int] = field(default_factory=dict)
+    host_tier: int | None = None
+    pin_cap: Mapping[str, float] = field(default_factory=dict)
     state_dir: Path | None = None
     load_slots: int = 4
     load_timeout_s: float = 600.0
@@ -59,6 +63,7 @@ class LoadReport:
     already: bool  # it was loaded before and nothing was done
     took_s: float
     applied: Mapping[str, tuple[Any, str]] = field(default_factory=dict)  # key -> value, source
+    woken: bool = False  # it had been asleep
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,31 @@ class UnloadReport:
     took_s: float
     drain_s: float = 0.0  # of it, until the last request had ended
     confirmed: bool = True  # every worker is gone, and with it all that it held
+    leaked_bytes: int = 0  # bytes that a device had not given back when the workers had ended
+
+
+@dataclass(frozen=True, slots=True)
+class SleepReport:
+    """`generations`: how many sleep now; `unloaded`: how many could not, and were unloaded instead, and
+    `why`; `freed`: device -> bytes that came back; `host_bytes`: of the host tier that they hold."""
+
+    model: str
+    generations: int
+    unloaded: int
+    why: str
+    freed: Mapping[str, int]
+    host_bytes: int
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PinReport:
+    """`pinned`: what was asked for; `honoured`: by all that runs of it now; `why` not."""
+
+    model: str
+    pinned: bool
+    honoured: bool
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +109,15 @@ class UnloadAllReport:
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What a load would do now. Bytes on `device`."""
+    """What a load would do now. Bytes on `device`, the first of `devices` (one for each instance).
+
+    needs          device -> bytes, where it takes of several
+    source         how the need is known: config, measured (of an earlier load), estimate
+    would_evict    models that would leave, or sleep
+    would_replace  its own older generation would have to leave first: there is a gap
+    would_wake     it sleeps, and would be woken
+    would_wait     what is free or may leave now is not enough; others are busy, or leaving
+    """
 
     model: str
     would_load: bool
@@ -88,11 +126,19 @@ class DryRun:
     device: str
     would_evict: tuple[str, ...]
     message: str
+    devices: tuple[str, ...] = ()
+    needs: Mapping[str, int] = field(default_factory=dict)
+    source: str = "estimate"
+    would_replace: bool = False
+    would_wake: bool = False
+    would_wait: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceReport:
-    """One device: budget >= reserved. `total`, `used`: as the device says (None: it cannot)."""
+    """One device, or the tier "host": budget >= reserved. `total`, `used`: as the device says (None: it
+    cannot). `attributed`: what our workers say they use; `unattributed`: the rest of `used` (None: not
+    known, or none of our business: host memory)."""
 
     device: str
     name: str
@@ -104,6 +150,10 @@ class DeviceReport:
     utilization: float | None = None  # 0..1
     power_w: float | None = None
     temperature_c: float | None = None
+    attributed: int = 0
+    unattributed: int | None = None
+    driver: str = ""
+    power_limit_w: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +185,9 @@ class GpuReport:
     memory_utilization: float | None = None
     temperature_c: float | None = None
     processes: tuple[GpuProcess, ...] = ()
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    driver: str = ""  # its version
 
 
 GpuUse: TypeAlias = tuple[GpuReport, ...]

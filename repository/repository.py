@@ -17,14 +17,16 @@ from repository.adapting import keeping
 from repository.adapting.calls import check_adapter, with_adapters
 from repository.adapting.desk import Desk
 from repository.adapting.shelf import Shelf
+from repository.budgeting import ledgers
 from repository.demand import Demand, Take
-from repository.devices.inventory import Devices, budgets
+from repository.devices.inventory import Devices
 from repository.devices.readings import Readings
 from repository.errors import (
     InvalidRequestError,
     ModelNotFoundError,
     RepositoryError,
 )
+from repository.estimates import Estimates
 from repository.events import EventBus
 from repository.folder.mounts import is_path
 from repository.folder.scan import Scanner
@@ -35,21 +37,22 @@ from repository.gauges import Gauges
 from repository.generate import GenerateRequest
 from repository.hosts import snapshots
 from repository.hosts.choose import make_host
-from repository.hosts.ending import end
+from repository.hosts.visible import ALONE
 from repository.hosts.zygotes import Zygotes
 from repository.journal import Journal
 from repository.life import Means
 from repository.lifecycle.generation import Generation, Lease
-from repository.lifecycle.ledger import MemoryLedger
+from repository.lifecycle.pins import Pins
 from repository.lifecycle.refusals import not_serving
 from repository.lifecycle.status import ModelStatus, describe, has_failed
 from repository.lifecycle.wishes import Wishes
-from repository.loading import Loading
 from repository.lookout import Lookout
+from repository.measuring import Measuring
 from repository.messages import InferRequest, InferResponse
 from repository.names import check_name, shown
-from repository.observer import Observer
+from repository.observer import Guarded, Observer
 from repository.overriding import Overrides
+from repository.pinning import Pinning
 from repository.reconciler import Reconciler
 from repository.rehearsal import rehearse
 from repository.reports import (
@@ -60,6 +63,7 @@ from repository.reports import (
     UnloadAllReport,
     UnloadReport,
 )
+from repository.sleeping import Sleeping
 from repository.snapshot import Snapshot
 from repository.streaming import TokenStream
 
@@ -79,7 +83,7 @@ log = logging.getLogger("modeldepot.folder")
 SETTLES_AT_START = 3  # settle times; what is still being copied after them is left to the watcher
 
 
-class Repository(Loading, Gauges):
+class Repository(Sleeping, Pinning, Gauges):
     """One repository of models. Everything happens on the event loop that entered `running`."""
 
     def __init__(
@@ -92,26 +96,39 @@ class Repository(Loading, Gauges):
         self._devices = devices or Devices()
         self._gpu_use = Readings(self._devices.gpu_use)
         self._state_dir = options.state_dir or options.root / ".modeldepot"
-        self._zygotes = Zygotes()
+        self._zygotes = Zygotes(self._state_dir)
         self._draining = False
         self._looked = False  # what lay in the folder at the start has settled
         self._started = False
         self._seen = Snapshot()  # what was told last of the folder
         self._journal = Journal(self._state_dir, self.events)
+        kinds = {info.device: info.name for info in self._devices.devices()}
+        self._estimates = Estimates(self._state_dir, kinds)
+        books = ledgers(self._devices.devices(), options)
+        self._measuring = Measuring(
+            lambda: [gen for of in self._models.generations.values() for gen in of],
+            books,
+            self._estimates,
+            gpus=self._gpu_use_now,
+            room=lambda: self._models.room_came(),
+            bases=self._zygotes.memory,
+        )
         shelf = Shelf(self.events, partial(keeping.note, self._journal))
         self._desk = Desk(shelf, self._of, options, kept=self._journal.kept)
         self._models = Reconciler(
             self._means(),
-            self._ledgers(),
+            books,
             _wishes(options, self._journal),
             events=self.events,
-            observer=self._observer,
+            observer=Guarded(self._observer, self._measuring),
             load_slots=options.load_slots,
             room_wait_s=options.room_wait_s,
             crash_limit=options.crash_limit,
             demand=Demand(most=options.demand_queue, patience_s=options.demand_timeout_s),
             min_residency_s=options.min_residency_s,
             why_not=self._why_not,
+            pins=Pins(options.pin_cap, note=self._journal.pin),
+            needs=self._estimates.needs,
         )
         self._lookout = Lookout(
             Scanner(
@@ -139,21 +156,18 @@ class Repository(Loading, Gauges):
                 state_dir=self._state_dir,
                 cpu_fallback=options.cpu_fallback,
                 trust_code=options.trust_code,
+                extra={ALONE: self._devices.visible()},
             ),
             rehearse=rehearse,
             unchanged=lambda spec: asyncio.to_thread(restat, spec),
             phase=self._observer.phase,
-            end=partial(end, gpus=self.gpus),
+            end=lambda gen, host, stop_s: self._measuring.end(gen, host, stop_s),
             shelf=self._desk.shelf,
             load_timeout_s=options.load_timeout_s,
             drain_s=options.drain_s,
             stop_s=options.stop_s,
             max_queue=options.max_queue,
         )
-
-    def _ledgers(self) -> dict[str, MemoryLedger]:
-        found = budgets(self._devices.devices(), self.options.memory_budget)
-        return {device: MemoryLedger(device, n_bytes) for device, n_bytes in found.items()}
 
     @property
     def _watches(self) -> bool:
@@ -181,11 +195,16 @@ class Repository(Loading, Gauges):
             stack.callback(self._lookout.close)
             stack.push_async_callback(self._journal.close)
             await self._journal.open(forget=self.options.forget)
+            await self._estimates.open(forget=self.options.forget)
+            stack.push_async_callback(self._estimates.write)
             await self._recall()
             await asyncio.to_thread(snapshots.sweep, self._state_dir)
             stack.push_async_callback(self._zygotes.close)
             stack.push_async_callback(self._overrides.over)
             await stack.enter_async_context(self._models.running())
+            await self._measuring.look()  # before anything is given away
+            measuring = asyncio.create_task(self._measuring.run(), name="measuring")
+            stack.push_async_callback(_end, measuring)
             await self._lookout.look()
             eyes = asyncio.create_task(self._keep_looking(), name="lookout")
             stack.push_async_callback(_end, eyes)
@@ -196,6 +215,7 @@ class Repository(Loading, Gauges):
         """What was said by call before this start, as if it had just been said."""
         journal, shelf = self._journal, self._desk.shelf
         self._models.wishes.recall(journal.words)
+        self._models.pins.recall(journal.pins)
         await self._overrides.recall(journal.overrides, journal.mounts)
         self._overrides.remembers = journal
         find = partial(keeping.recalled, journal.adapters, self._desk.home, self.options)
@@ -238,7 +258,7 @@ class Repository(Loading, Gauges):
 
     @property
     def on_demand(self) -> bool:
-        """May a request load the model that it names?"""
+        """May a request load any model that it names? See `loads_on_request`."""
         return self.options.on_demand
 
     def demand(self, model: str, version: int | None, take: Take) -> asyncio.Future[None]:

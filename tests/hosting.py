@@ -50,7 +50,7 @@ async def hosted(
     """A loaded host: in a process where zygotes are given, else inline."""
     host = make(spec, state_dir, zygotes, **options)
     try:
-        yield host, await host.load(spec, "cpu")
+        yield host, await host.load(spec, ["cpu"] * host.slots)
     finally:
         await host.stop(5.0)
 

@@ -160,6 +160,11 @@ class Fitting:
             if self.where.get(name) is last:  # nothing newer was said of it meanwhile
                 self.where[name] = told.get(name) or replace(last, residence="registered")
 
+    def take_over(self, old: Fitting) -> None:
+        """The host slept, and has what it had. What became of the book meanwhile is told by `sync`."""
+        self._known, self._refused = dict(old._known), dict(old._refused)
+        self.where, self.failed = dict(old.where), dict(old.failed)
+
     def close(self) -> None:
         """The host is going: nothing is said to it any more."""
         self._closed = True

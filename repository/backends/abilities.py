@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from repository.adapters.orders import AdapterOrder, AdapterReport
-from repository.backends.base import Backend
+from repository.backends.base import Backend, Order
 from repository.errors import RepositoryError
 from repository.generate import Ended, GenerateRequest, Piece
+from repository.lifecycle.placement import Memory
 
 
 class Told(NamedTuple):
@@ -51,4 +52,34 @@ class Adapts(Backend, Protocol):
     def adapt(self, orders: Sequence[AdapterOrder]) -> list[AdapterReport]:
         """One report for each order, in their order. Never raises for what one of them is. With no
         orders: where each adapter is now; those that are in no memory may be left out."""
+        ...
+
+
+class Sleeps(Backend, Protocol):
+    """Offered where `Loaded.abilities` has "sleep": a backend whose loaded model cannot may have the
+    methods all the same."""
+
+    def sleep(self) -> None:
+        """What is on the device goes to host memory, and the device gets its memory back. Nothing runs,
+        and nothing is asked until `wake`. Raises what went wrong; then only `unload` is called."""
+        ...
+
+    def wake(self) -> None:
+        """As before `sleep`, to the last bit. Raises what went wrong; then only `unload` is called."""
+        ...
+
+
+class Measures(Backend, Protocol):
+    def memory(self) -> Memory:
+        """Bytes by device and kind (weights, kv, adapters), as far as it holds them now; what sleeps
+        under "host". Of a GPU all that the process has there, workspace and context too; of the CPU
+        only what it knows: whoever measures the process adds the rest. It imports nothing for that,
+        and starts no device."""
+        ...
+
+
+class Validates(Backend, Protocol):
+    def validate(self, order: Order) -> None:
+        """In place of `load`, without the memory that a load takes, and nothing on a device. Raises
+        what `load` would, as far as headers and structure show it; `unload` comes next."""
         ...

@@ -12,50 +12,31 @@ Options of the config (`options:`):
 from __future__ import annotations
 
 import ctypes
-import os
+import time
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from repository.backends import agreement, registry
+from repository.backends import pages, registry
 from repository.backends.base import Order, Room
 from repository.backends.onnx_binding import Binding
-from repository.errors import IncompleteFilesError, InvalidTensorError, LoadFailedError
-from repository.messages import InferRequest, InferResponse, Loaded, TensorSpec
+from repository.backends.onnx_session import Sessions, agreement_of, onnxruntime, threads_of
+from repository.errors import InvalidTensorError
+from repository.lifecycle.placement import Memory
+from repository.messages import InferRequest, InferResponse, Loaded
 from repository.tensors import DATATYPES, Array, Tensor
 
 NAME = "onnx"
-TYPES = {
-    "tensor(bool)": "BOOL", "tensor(string)": "BYTES",
-    "tensor(uint8)": "UINT8", "tensor(uint16)": "UINT16", "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64", "tensor(int8)": "INT8", "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32", "tensor(int64)": "INT64", "tensor(float16)": "FP16",
-    "tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(bfloat16)": "BF16",
-}  # fmt: skip
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
-OPTIMIZATION = {
-    "none": "ORT_DISABLE_ALL",
-    "basic": "ORT_ENABLE_BASIC",
-    "extended": "ORT_ENABLE_EXTENDED",
-    "all": "ORT_ENABLE_ALL",
-}
 COPY_BELOW = 4096  # bytes of an output that are cheaper to copy than to view
-ERRORS_ONLY = 3  # onnxruntime's log severity
-
-
-def _onnxruntime() -> Any:
-    # Importing it starts a thread that sends usage data over the network, unless this is set.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    return onnxruntime
 
 
 class OnnxBackend:
     def __init__(self) -> None:
         self._ort: Any = None
         self._session: Any = None
+        self._sessions: Sessions | None = None
         self._inputs: dict[str, str] = {}  # name -> datatype
         self._outputs: dict[str, str] = {}
         self._all: tuple[str, ...] = ()
@@ -64,30 +45,16 @@ class OnnxBackend:
 
     def load(self, order: Order) -> Loaded:
         registry.check_options(NAME, order.config.options)
-        self._ort = ort = _onnxruntime()
-        providers = self._providers(order)
-        path = order.path / order.model_file
-        if not path.is_file():
-            raise IncompleteFilesError(f"{path.name} is missing")
-        self._session = session = ort.InferenceSession(
-            os.fspath(path), self._session_options(order), providers=providers
-        )
-        # On a CUDA error in use it would go on with the CPU, again without a word.
-        session.disable_fallback()
-        self._check_device(order)
-        have_in = [_spec(node, "input") for node in session.get_inputs()]
-        listed = {t.name for t in order.config.outputs or ()}
-        # An output that cannot travel only matters if it is to be served.
-        nodes = [
-            n for n in session.get_outputs() if n.type in TYPES or not listed or n.name in listed
-        ]
-        have_out = [_spec(node, "output") for node in nodes]
-        inputs, outputs = agreement.reconcile(order.config, have_in, have_out)
+        self._ort = ort = onnxruntime()
+        began = time.perf_counter()  # after the library, which is read too
+        self._sessions = Sessions(ort, order)
+        self._session = session = self._sessions.first()
+        inputs, outputs = agreement_of(session, order)
         self._inputs = {spec.name: spec.datatype for spec in inputs}
         self._outputs = {spec.name: spec.datatype for spec in outputs}
         self._all = tuple(self._outputs)
         self._bf16 = "BF16" in {*self._inputs.values(), *self._outputs.values()}
-        if not order.device.startswith("cuda"):
+        if not self._sessions.on_gpu:
             self._binding = Binding(session)
         return Loaded(
             inputs=inputs,
@@ -96,10 +63,32 @@ class OnnxBackend:
             platform=registry.entry(NAME).platform,
             details={
                 "providers": list(session.get_providers()),
-                "threads": self._threads(order),
+                "threads": threads_of(order),
                 "onnxruntime": str(ort.__version__),
+                "build_s": round(time.perf_counter() - began, 6),
             },
+            abilities=("sleep",),
         )
+
+    def validate(self, order: Order) -> None:
+        registry.check_options(NAME, order.config.options)
+        Sessions(onnxruntime(), order).check()
+
+    def sleep(self) -> None:
+        """The session goes, and all that it has on its device; what it was made of is kept."""
+        assert self._sessions is not None, "load comes first"
+        self._sessions.keep()
+        self._session = self._binding = None
+        pages.trim()
+
+    def wake(self) -> None:
+        assert self._sessions is not None, "load comes first"
+        self._session = self._sessions.again()
+        if not self._sessions.on_gpu:
+            self._binding = Binding(self._session)
+
+    def memory(self) -> Memory:
+        return self._sessions.memory() if self._sessions is not None else {}
 
     def infer(self, request: InferRequest) -> InferResponse:
         for name in request.outputs:
@@ -130,68 +119,7 @@ class OnnxBackend:
         return response
 
     def unload(self) -> None:
-        self._session = self._binding = None
-
-    # loading ------------------------------------------------------------------------------------
-
-    def _threads(self, order: Order) -> int:
-        threads = registry.option(order.config.options, "threads", int, order.threads)
-        return max(1, int(threads))
-
-    def _session_options(self, order: Order) -> Any:
-        options, ort = order.config.options, self._ort
-        level = registry.option(options, "optimization", str, "all")
-        if level not in OPTIMIZATION:
-            raise LoadFailedError(
-                f"options.optimization is '{level}'; it must be one of {', '.join(OPTIMIZATION)}"
-            )
-        made = ort.SessionOptions()
-        made.intra_op_num_threads = self._threads(order)
-        made.inter_op_num_threads = 1
-        made.log_severity_level = ERRORS_ONLY
-        made.graph_optimization_level = getattr(ort.GraphOptimizationLevel, OPTIMIZATION[level])
-        made.enable_cpu_mem_arena = registry.option(options, "arena", bool, True)
-        spin = "1" if registry.option(options, "spinning", bool, False) else "0"
-        made.add_session_config_entry("session.intra_op.allow_spinning", spin)
-        made.add_session_config_entry("session.inter_op.allow_spinning", spin)
-        return made
-
-    def _providers(self, order: Order) -> list[Any]:
-        if not order.device.startswith("cuda"):
-            return ["CPUExecutionProvider"]
-        if "CUDAExecutionProvider" not in self._ort.get_available_providers():
-            if self._may_fall_back(order):
-                return ["CPUExecutionProvider"]
-            raise LoadFailedError(
-                f"the model wants {order.device}, but this onnxruntime was built without CUDA; "
-                "install onnxruntime-gpu, or set device to cpu"
-            )
-        # The CUDA libraries that came with torch serve; without this only the system's are found.
-        self._ort.preload_dlls()
-        index = order.device.partition(":")[2] or "0"
-        cuda = {"device_id": index, "arena_extend_strategy": "kSameAsRequested"}
-        limit = registry.option(
-            order.config.options, "gpu_mem_limit", int, order.extra.get("gpu_mem_limit")
-        )
-        if limit:
-            cuda["gpu_mem_limit"] = str(limit)
-        return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
-
-    def _check_device(self, order: Order) -> None:
-        """onnxruntime falls back to the CPU without a word: the wish is compared with the truth."""
-        used = self._session.get_providers()
-        if not order.device.startswith("cuda") or "CUDAExecutionProvider" in used:
-            return
-        if not self._may_fall_back(order):
-            self._session = None
-            raise LoadFailedError(
-                f"the model wants {order.device}, but onnxruntime could not use it (no such GPU, "
-                "or no matching CUDA libraries); set device to cpu, or options.allow_cpu_fallback"
-            )
-
-    def _may_fall_back(self, order: Order) -> bool:
-        default = bool(order.extra.get("cpu_fallback", False))
-        return bool(registry.option(order.config.options, "allow_cpu_fallback", bool, default))
+        self._session = self._binding = self._sessions = None
 
     # inference ----------------------------------------------------------------------------------
 
@@ -235,18 +163,6 @@ class OnnxBackend:
             return True
         state = self._ort.capi.onnxruntime_pybind11_state
         return isinstance(error, state.InvalidArgument)
-
-
-def _spec(node: Any, side: str) -> TensorSpec:
-    datatype = TYPES.get(node.type)
-    if datatype is None:
-        hint = "export it without it" if side == "input" else "list the other outputs in the config"
-        raise LoadFailedError(
-            f"{side} '{node.name}' is of type {node.type}, for which KServe V2 has no datatype; "
-            f"{hint}"
-        )
-    shape = tuple(d if isinstance(d, int) and d >= 0 else -1 for d in node.shape or ())
-    return TensorSpec(node.name, datatype, shape)
 
 
 def _tensor(name: str, datatype: str, array: Array) -> Tensor:

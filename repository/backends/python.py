@@ -13,6 +13,11 @@
         def unload(self):                          # optional
             ...
 
+A class that can leave its device for host memory, and come back as it was, has both of
+
+        def sleep(self): ...                       # nothing is asked of it until wake
+        def wake(self): ...
+
 A class that takes adapters (those in adapters/, or registered by call) has two methods more, and may
 let `infer` know whose turn it is:
 
@@ -33,6 +38,7 @@ model alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -44,9 +50,11 @@ import numpy as np
 from repository.adapters.orders import AdapterOrder, AdapterReport
 from repository.backends import agreement, registry, user_code
 from repository.backends.base import Order
+from repository.backends.device_use import DeviceUse
 from repository.backends.python_adapters import PythonAdapters
 from repository.config import ModelConfig, TensorConfig
 from repository.errors import InferenceFailedError, InvalidTensorError, LoadFailedError
+from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.tensors import DATATYPES, Array, Tensor, datatype_of
 
@@ -78,12 +86,15 @@ class PythonBackend:
         self._outputs: dict[str, str] = {}
         self._batched = False
         self._adapters: PythonAdapters | None = None
+        self._device = ""
+        self._use: DeviceUse | None = None  # on a GPU
 
     def load(self, order: Order) -> Loaded:
         options = order.config.options
         registry.check_options(NAME, options)
         path = order.path / (order.model_file or MODEL_FILE)
         private = bool(order.extra.get("shares_process", False))
+        self._watch(order.device)
         self._module = module = user_code.load_file(path, private=private)
         name = registry.option(options, "class", str, DEFAULT_CLASS)
         kind = user_code.class_of(module, name)
@@ -91,6 +102,7 @@ class PythonBackend:
             raise LoadFailedError(
                 f"class '{name}' in {path.name} has no method infer(self, inputs)"
             )
+        can_sleep = _can_sleep(kind, path.name)
         config = _with_own_words(order.config, kind)
         inputs = agreement.configured(config.inputs, config.max_batch_size)
         outputs = agreement.configured(config.outputs, config.max_batch_size)
@@ -98,6 +110,8 @@ class PythonBackend:
         load = getattr(self._model, "load", None)
         if load is not None:
             load(_context(order))
+        if self._use is not None:
+            self._use.after(0, model=None)
         self._inputs = {spec.name: spec.datatype for spec in inputs}
         self._outputs = {spec.name: spec.datatype for spec in outputs}
         self._batched = config.max_batch_size > 0
@@ -108,8 +122,40 @@ class PythonBackend:
             max_batch_size=config.max_batch_size,
             platform=registry.entry(NAME).platform,
             details={"class": name, "threads": order.threads},
-            abilities=("adapt",) if self._adapters.can else (),
+            abilities=tuple(
+                name for name, can in (("adapt", self._adapters.can), ("sleep", can_sleep)) if can
+            ),
         )
+
+    def validate(self, order: Order) -> None:
+        """The file is read, not run: it compiles, and something in it has the class's name."""
+        options = order.config.options
+        registry.check_options(NAME, options)
+        path = order.path / (order.model_file or MODEL_FILE)
+        user_code.check_file(path, registry.option(options, "class", str, DEFAULT_CLASS))
+
+    def sleep(self) -> None:
+        """As `abilities.Sleeps`; only for a model that said so."""
+        with self._giving_back():
+            self._model.sleep()
+
+    def wake(self) -> None:
+        with self._giving_back():
+            self._model.wake()
+
+    def _giving_back(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._use is None else self._use.giving_back()
+
+    def memory(self) -> Memory:
+        """On a GPU all that the process has there; of what it is made nobody knows."""
+        return {} if self._use is None else {self._device: {"workspace": self._use.bytes(0)}}
+
+    def _watch(self, device: str) -> None:
+        """From before the model's first line on."""
+        self._device = device
+        if device.startswith("cuda"):
+            self._use = DeviceUse.of(device)
+            self._use.before()
 
     def infer(self, request: InferRequest) -> InferResponse:
         assert self._adapters is not None, "load comes first"
@@ -192,6 +238,17 @@ class PythonBackend:
         raise InferenceFailedError(
             f"infer() returned '{name}' as {found} ({array.dtype}); it is declared as {wanted}"
         )
+
+
+def _can_sleep(kind: type, file: str) -> bool:
+    """Raises LoadFailedError for half of it."""
+    has = [callable(getattr(kind, name, None)) for name in ("sleep", "wake")]
+    if any(has) and not all(has):
+        raise LoadFailedError(
+            f"class '{kind.__name__}' in {file} has one of the methods sleep(self) and wake(self); "
+            "write both or neither"
+        )
+    return all(has)
 
 
 def _context(order: Order) -> Context:

@@ -45,6 +45,7 @@ class CudaLane:
     """Pinned memory, and a stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
         # What was allocated a moment ago may be memory that queued work still writes to.
         self._stream.wait_stream(torch.cuda.current_stream(device))
@@ -61,6 +62,8 @@ class CudaLane:
         event.record(self._stream)
 
         def wait() -> None:
+            # A new thread's own device is the first one, and a context there would cost memory.
+            torch.cuda.set_device(self._device)
             event.synchronize()  # without the GIL
 
         return wait

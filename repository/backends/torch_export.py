@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import Parameter
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,19 @@ from torch.export.pt2_archive._package import load_pt2  # two seconds: once, in 
 from torch.utils import _pytree as pytree
 
 from repository.backends import agreement, pt2_trust, registry, torch_io
+from repository.backends.asleep import Movable, Tensors, tensors_of
 from repository.backends.base import Order, Room
+from repository.backends.ferry import movable
 from repository.backends.torch_call import Call
 from repository.backends.torch_forward import Forward
-from repository.backends.whole_file import read_whole
+from repository.backends.whole_file import check_there, read_whole
 from repository.errors import (
     IncompleteFilesError,
     InferenceFailedError,
     InvalidTensorError,
     LoadFailedError,
 )
+from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded, TensorSpec
 
 NAME = "torch_export"
@@ -44,18 +47,22 @@ GUARD = "Guard failed: "  # what a program says of an input whose size it was no
 class TorchExportBackend:
     def __init__(self) -> None:
         self._call: Call | None = None
+        self._program: Program | Package | None = None
+        self._movable: Movable | None = None
 
     def load(self, order: Order) -> Loaded:
         registry.check_options(NAME, order.config.options)
         device = torch_io.begin(order)
+        self._movable = movable(order.device, self._tensors)
         path = order.path / (order.model_file or MODEL_FILE)
         trusted = bool(order.extra.get("trust_code", False))
         data = read_whole(path)
-        names = _members(path, data, trusted)
+        names = _members(path, io.BytesIO(data), trusted)
         if pt2_trust.compiled(names):
             program: Program | Package = Package(path, data, order)
         else:
             program = Program(_load_program(path, data, trusted), order, device)
+        self._program = program
         inputs, outputs = program.inputs, program.outputs
         config = order.config
         self._call = Call(
@@ -77,7 +84,29 @@ class TorchExportBackend:
                 "threads": order.threads,
                 "torch": str(torch.__version__),
             },
+            abilities=("sleep",) if program.can_sleep else (),
         )
+
+    def validate(self, order: Order) -> None:
+        """The archive's directory, and whether it may be loaded at all."""
+        registry.check_options(NAME, order.config.options)
+        path = order.path / (order.model_file or MODEL_FILE)
+        check_there(path)
+        _members(path, os.fspath(path), bool(order.extra.get("trust_code", False)))
+
+    def sleep(self) -> None:
+        assert self._movable is not None, "load comes first"
+        self._movable.sleep()
+
+    def wake(self) -> None:
+        assert self._movable is not None, "load comes first"
+        self._movable.wake()
+
+    def memory(self) -> Memory:
+        return self._movable.memory() if self._movable is not None else {}
+
+    def _tensors(self) -> Tensors:
+        return {"weights": self._program.tensors() if self._program is not None else ()}
 
     def infer(self, request: InferRequest) -> InferResponse:
         return self._infer(request, None)
@@ -86,7 +115,7 @@ class TorchExportBackend:
         return self._infer(request, room)
 
     def unload(self) -> None:
-        self._call = None
+        self._call = self._program = self._movable = None
         torch_io.end()
 
     def _infer(self, request: InferRequest, room: Room | None) -> InferResponse:
@@ -99,6 +128,7 @@ class Program:
     """An exported program, to be called with inputs by name."""
 
     kind = "exported program"
+    can_sleep = True
 
     def __init__(self, exported: Any, order: Order, device: torch.device) -> None:
         if device.type != "cpu":
@@ -116,8 +146,12 @@ class Program:
         )
         self._module = exported.module()
         state = [*exported.state_dict.values(), *exported.constants.values()]
-        weights = [each for each in state if isinstance(each, torch.Tensor)]
-        self.memory = {"weights": torch_io.bytes_of_all(weights)}
+        self._state = [each for each in state if isinstance(each, torch.Tensor)]
+        self.memory = {"weights": torch_io.bytes_of_all(self._state)}
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        yield from self._state
+        yield from tensors_of(self._module)
 
     def __call__(self, inputs: Mapping[str, torch.Tensor], adapters: Sequence[str]) -> Any:
         leaves: list[Any] = []
@@ -143,6 +177,7 @@ class Package:
     """Compiled by AOTInductor. It holds a library, which is loaded into this process: trusted code."""
 
     kind = "AOTInductor package"
+    can_sleep = False  # its weights belong to the library that it is
 
     def __init__(self, path: Path, data: bytes, order: Order) -> None:
         from torch._inductor import aoti_load_package
@@ -159,6 +194,10 @@ class Package:
         self._forward = Forward(self._model, found, [spec.name for spec in self.inputs])
         self.memory: dict[str, int] = {"weights": len(data)}
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """None that torch knows of."""
+        return iter(())
+
     def __call__(self, inputs: Mapping[str, torch.Tensor], adapters: Sequence[str]) -> Any:
         with torch.inference_mode():
             return self._forward({name: each.contiguous() for name, each in inputs.items()})
@@ -167,10 +206,10 @@ class Package:
 # loading ----------------------------------------------------------------------------------------
 
 
-def _members(path: Path, data: bytes, trusted: bool) -> list[str]:
-    """What is in the archive; looked at closely unless it is trusted."""
+def _members(path: Path, archive: io.BytesIO | str, trusted: bool) -> list[str]:
+    """What is in the archive (its bytes, or where it lies); looked at closely unless it is trusted."""
     try:
-        reader = PT2ArchiveReader(io.BytesIO(data))
+        reader = PT2ArchiveReader(archive)
     except (RuntimeError, AssertionError, UnicodeDecodeError) as error:
         raise IncompleteFilesError(
             f"{path.name} is no complete archive of torch.export.save (torch 2.8 or newer): copy it "

@@ -23,7 +23,10 @@ given [rows, ..., in] do that for all adapters of a batch at once, others for on
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,24 +34,29 @@ import torch
 
 from repository.adapters.orders import AdapterOrder, AdapterReport
 from repository.backends import agreement, registry, torch_io, user_code
+from repository.backends.asleep import Movable, Tensors, tensors_of
 from repository.backends.base import Order, Room
+from repository.backends.ferry import movable
 from repository.backends.lora.adapters import LoraAdapters
 from repository.backends.torch_call import Call
 from repository.backends.torch_forward import Forward, parameters_of
 from repository.backends.torch_rows import in_parts
-from repository.backends.weights import read_weights, weight_files
+from repository.backends.weights import described_weights, read_weights, weight_files
 from repository.config import Adapters
 from repository.errors import (
     AdapterNotFoundError,
     InferenceFailedError,
     LoadFailedError,
 )
+from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded
 
 NAME = "torch_module"
 MODEL_FILE, WEIGHTS_FILE, DEFAULT_CLASS = "model.py", "model.safetensors", "Model"
 DTYPES = {"float16": "FP16", "bfloat16": "BF16", "float32": "FP32", "float64": "FP64"}
 MOST_NAMES = 5  # in one error
+
+log = logging.getLogger(__name__)
 
 
 class TorchModuleBackend:
@@ -59,18 +67,25 @@ class TorchModuleBackend:
         self._lora: LoraAdapters | None = None  # from the first adapter on
         self._adapters = Adapters()
         self._call: Call | None = None
+        self._movable: Movable | None = None
         self._dtype: torch.dtype | None = None
         self._batched = False
         self._shares = False
 
     def load(self, order: Order) -> Loaded:
         options, config = order.config.options, order.config
+        began = time.perf_counter()
         registry.check_options(NAME, options)
         device = torch_io.begin(order)
-        self._dtype = _dtype(registry.option(options, "dtype", str, ""))
-        self._shares = bool(order.extra.get("shares_process", False))
+        self._movable = movable(order.device, self._tensors)
+        self._read_options(order)
         model, names = self._build(order)
-        missing, unexpected = self._fill(model, order)
+        reads = time.perf_counter()
+        tensors = read_weights(
+            _files(order), device=order.device, private=order.private, dtype=self._dtype
+        )
+        read_s = time.perf_counter() - reads
+        missing, unexpected = self._fill(model, order, tensors)
         self._model = model = model.to(device).eval().requires_grad_(False)
         self._batched = config.max_batch_size > 0
         self._adapters = config.adapters
@@ -90,6 +105,7 @@ class TorchModuleBackend:
             **names,
             "threads": order.threads,
             "torch": str(torch.__version__),
+            "build_s": round(time.perf_counter() - began - read_s, 6),
         }
         if missing or unexpected:
             details |= {"weights_missing": missing, "weights_unused": unexpected}
@@ -100,8 +116,41 @@ class TorchModuleBackend:
             platform=registry.entry(NAME).platform,
             memory={"weights": torch_io.bytes_of(model)},
             details=details,
-            abilities=("adapt",) if config.adapters.enabled else (),
+            abilities=("adapt", "sleep") if config.adapters.enabled else ("sleep",),
         )
+
+    def validate(self, order: Order) -> None:
+        """The class, built without memory for its weights, against what the files' headers say."""
+        registry.check_options(NAME, order.config.options)
+        self._read_options(order)
+        tensors = described_weights(_files(order), dtype=self._dtype)
+        try:
+            with torch.device("meta"):
+                model, _ = self._build(order)
+        except (NotImplementedError, RuntimeError) as error:
+            # It computes with numbers while it is made: then only a load can tell.
+            log.info("'%s' cannot be built without memory: %s", order.model, error)
+            return
+        self._fill(model, order, tensors)
+
+    def sleep(self) -> None:
+        assert self._movable is not None, "load comes first"
+        self._movable.sleep()
+
+    def wake(self) -> None:
+        assert self._movable is not None, "load comes first"
+        self._movable.wake()
+
+    def memory(self) -> Memory:
+        return self._movable.memory() if self._movable is not None else {}
+
+    def _tensors(self) -> Tensors:
+        if self._model is None:
+            return {}
+        return {
+            "weights": tensors_of(self._model),
+            "adapters": self._lora.tensors() if self._lora is not None else (),
+        }
 
     def infer(self, request: InferRequest) -> InferResponse:
         return self._infer(request, None)
@@ -120,13 +169,17 @@ class TorchModuleBackend:
         return self._lora.adapt(orders)
 
     def unload(self) -> None:
-        self._model = self._forward = self._call = self._lora = None
+        self._model = self._forward = self._call = self._lora = self._movable = None
         module, self._module = self._module, None
         if module is not None:
             user_code.forget(module)
         torch_io.end()
 
     # loading ------------------------------------------------------------------------------------
+
+    def _read_options(self, order: Order) -> None:
+        self._dtype = _dtype(registry.option(order.config.options, "dtype", str, ""))
+        self._shares = bool(order.extra.get("shares_process", False))
 
     def _build(self, order: Order) -> tuple[torch.nn.Module, dict[str, str]]:
         options = order.config.options
@@ -141,16 +194,11 @@ class TorchModuleBackend:
             raise LoadFailedError(f"class '{name}' in {file} is no torch.nn.Module")
         return kind(**init), {"class": name}
 
-    def _fill(self, model: torch.nn.Module, order: Order) -> tuple[list[str], list[str]]:
+    def _fill(
+        self, model: torch.nn.Module, order: Order, tensors: dict[str, torch.Tensor]
+    ) -> tuple[list[str], list[str]]:
         """Weights into the model: (missing, unused)."""
-        file = order.model_file if order.model_file.endswith(".safetensors") else WEIGHTS_FILE
-        place = order.path / file
-        tensors = read_weights(
-            weight_files(place.parent, place.name),
-            device=order.device,
-            private=order.private,
-            dtype=self._dtype,
-        )
+        file = _weights_file(order)
         own = model.state_dict(keep_vars=True)
         _share(own, tensors)
         if self._dtype is None:
@@ -186,6 +234,15 @@ class TorchModuleBackend:
             self._lora.rows([0])
         with torch.inference_mode():
             return forward(inputs)
+
+
+def _weights_file(order: Order) -> str:
+    return order.model_file if order.model_file.endswith(".safetensors") else WEIGHTS_FILE
+
+
+def _files(order: Order) -> list[Path]:
+    place = order.path / _weights_file(order)
+    return weight_files(place.parent, place.name)
 
 
 def _dtype(name: str) -> torch.dtype | None:

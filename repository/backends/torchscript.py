@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import Parameter
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from repository.backends import agreement, registry, torch_io
+from repository.backends.asleep import Movable, Tensors
 from repository.backends.base import Order, Room
+from repository.backends.ferry import movable
 from repository.backends.torch_call import Call
 from repository.backends.torch_forward import Forward
-from repository.backends.whole_file import read_whole
+from repository.backends.whole_file import check_there, read_whole
 from repository.errors import IncompleteFilesError, InferenceFailedError
+from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded
 
 NAME = "torchscript"
@@ -40,11 +45,14 @@ class TorchScriptBackend:
     def __init__(self) -> None:
         self._call: Call | None = None
         self._forward: Forward | None = None
+        self._movable: Movable | None = None
+        self._model: Any = None
 
     def load(self, order: Order) -> Loaded:
         config = order.config
         registry.check_options(NAME, config.options)
         device = torch_io.begin(order)
+        self._movable = movable(order.device, self._tensors)
         path = order.path / (order.model_file or MODEL_FILE)
         data = read_whole(path)
         try:
@@ -52,10 +60,9 @@ class TorchScriptBackend:
                 load: Any = torch.jit.load
                 model = load(io.BytesIO(data), map_location=device).eval()
         except (RuntimeError, ValueError) as error:
-            raise IncompleteFilesError(
-                f"{path.name} is no complete archive of torch.jit.save: {str(error).splitlines()[0]}"
-            ) from error
+            raise _incomplete(path, error) from error
         del data
+        self._model = model
         inputs = agreement.configured(config.inputs, config.max_batch_size)
         outputs = agreement.configured(config.outputs, config.max_batch_size)
         self._forward = Forward(model, _parameters(model), [spec.name for spec in inputs])
@@ -79,7 +86,41 @@ class TorchScriptBackend:
                 "threads": order.threads,
                 "torch": str(torch.__version__),
             },
+            abilities=("sleep",),
         )
+
+    def validate(self, order: Order) -> None:
+        """The archive's directory; its code is not run."""
+        registry.check_options(NAME, order.config.options)
+        path = order.path / (order.model_file or MODEL_FILE)
+        check_there(path)
+        try:
+            with _deprecated():
+                members = torch._C.PyTorchFileReader(os.fspath(path)).get_all_records()
+        except (RuntimeError, ValueError) as error:
+            raise _incomplete(path, error) from error
+        if not any(name.startswith("code/") for name in members):
+            raise IncompleteFilesError(
+                f"{path.name} is no complete archive of torch.jit.save: there is no code in it"
+            )
+
+    def sleep(self) -> None:
+        assert self._movable is not None, "load comes first"
+        self._movable.sleep()
+
+    def wake(self) -> None:
+        assert self._movable is not None, "load comes first"
+        self._movable.wake()
+
+    def memory(self) -> Memory:
+        return self._movable.memory() if self._movable is not None else {}
+
+    def _tensors(self) -> Tensors:
+        """Those that have a name: what the archive's code holds as constants stays where it is."""
+        model = self._model
+        if model is None:
+            return {}
+        return {"weights": (*model.parameters(), *model.buffers())}
 
     def infer(self, request: InferRequest) -> InferResponse:
         return self._infer(request, None)
@@ -88,7 +129,7 @@ class TorchScriptBackend:
         return self._infer(request, room)
 
     def unload(self) -> None:
-        self._call = self._forward = None
+        self._call = self._forward = self._model = self._movable = None
         torch_io.end()
 
     def _infer(self, request: InferRequest, room: Room | None) -> InferResponse:
@@ -108,6 +149,11 @@ def _deprecated() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
         yield
+
+
+def _incomplete(path: Path, error: Exception) -> IncompleteFilesError:
+    reason = str(error).splitlines()[0]
+    return IncompleteFilesError(f"{path.name} is no complete archive of torch.jit.save: {reason}")
 
 
 def _parameters(model: Any) -> list[Parameter]:

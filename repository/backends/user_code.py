@@ -6,6 +6,7 @@ What is imported from the model's own folder belongs to this model alone; its fo
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import itertools
 import sys
@@ -52,6 +53,25 @@ def class_of(module: ModuleType, name: str) -> type:
         file = Path(module.__file__ or "").name
         raise LoadFailedError(f"{file} has no class '{name}'; write one, or set options.class")
     return kind
+
+
+def check_file(path: Path, name: str) -> None:
+    """Without running it: the file compiles, and binds `name` at its top, as far as that can be seen.
+
+    Raises IncompleteFilesError, LoadFailedError, SyntaxError.
+    """
+    if not path.is_file():
+        raise IncompleteFilesError(f"{path.name} is missing")
+    tree = ast.parse(path.read_bytes(), path.name)
+    compile(tree, path.name, "exec")
+    bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            bound |= {alias.asname or alias.name for alias in node.names}
+    if name not in bound and not {"*", "globals"} & bound:
+        raise LoadFailedError(f"{path.name} has no class '{name}'; write one, or set options.class")
 
 
 def forget(module: ModuleType) -> None:

@@ -104,6 +104,23 @@ def read_weights(
     return found
 
 
+def described_weights(
+    files: Sequence[Path], *, dtype: torch.dtype | None = None, device: str = "meta"
+) -> dict[str, torch.Tensor]:
+    """As `read_weights`, by the headers alone: tensors without numbers in them, on the meta device, or
+    on the CPU in memory that nobody has touched. Raises the same, but for what only shows in reading."""
+    with ExitStack() as stack:
+        sources = [stack.enter_context(_opened(path)) for path in files]
+        _check_names(sources)
+        found = {}
+        for source in sources:
+            for name, entry in source.header.tensors.items():
+                stored = DTYPES[entry.dtype]
+                kind = dtype if dtype is not None and stored.is_floating_point else stored
+                found[name] = torch.empty(_shape(entry), dtype=kind, device=device)
+        return found
+
+
 # files ------------------------------------------------------------------------------------------
 
 

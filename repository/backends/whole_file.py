@@ -25,5 +25,15 @@ def read_whole(path: Path) -> bytes:
     return data
 
 
+def check_there(path: Path) -> None:
+    """Raises IncompleteFilesError as `read_whole` does, without reading."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise IncompleteFilesError(f"{path.name} is missing") from error
+    if not size:
+        raise IncompleteFilesError(f"{path.name} is empty")
+
+
 def _stamp(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_size, found.st_mtime_ns, found.st_ino

@@ -1,23 +1,30 @@
 """What devices there are, how full they are, and how much of each may be used.
 
-A device is called as torch calls it: "cpu" is host memory, "cuda:N" the Nth GPU that
+A device is called as torch calls it: "cpu" is host memory, "cuda:N" the Nth GPU (or MIG instance) that
 CUDA_VISIBLE_DEVICES leaves, in its order. Figures are the devices' own and count everybody's use;
 what this program reserved is the ledger's business, not known here.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from repository.devices.cpu import Cpu
 from repository.devices.nvml import Gpus
 from repository.devices.ram import Ram
-from repository.errors import ConfigError
+from repository.devices.readings import within
+from repository.errors import ConfigError, DeviceSilentError
 from repository.reports import DeviceReport, GpuReport, GpuUse, HostReport
 from repository.sizes import parse_bytes
 
+log = logging.getLogger(__name__)
+
+NAMES = {"cpu": "host memory", "host": "host memory of models that sleep"}
+START_S = 60.0  # how long a driver may take at the start
 CPU_SHARE, GPU_SHARE = 0.8, 0.9  # of a device's memory, where nobody sets a budget
 
 
@@ -34,6 +41,8 @@ class DeviceInfo:
     utilization: float | None = None  # 0..1
     power_w: float | None = None
     temperature_c: float | None = None
+    driver: str = ""
+    power_limit_w: float | None = None
 
 
 class Inventory(Protocol):
@@ -47,39 +56,41 @@ class Inventory(Protocol):
 
 
 class Devices:
-    """This machine, or the part of it that the process was given."""
+    """This machine, or the part of it that the process was given. Where nobody says which GPUs, it looks
+    for them, START_S seconds at the longest."""
 
     def __init__(
         self, ram: Ram | None = None, gpus: Gpus | None = None, cpu: Cpu | None = None
     ) -> None:
         self._ram = ram or Ram()
-        self._gpus = gpus or Gpus.of_this_process()
+        self._gpus = gpus or _gpus_of_this_process()
         self._cpu = cpu or Cpu()
 
     def gpus(self) -> tuple[str, ...]:
         return tuple(f"cuda:{index}" for index in range(self._gpus.count))
 
+    def visible(self) -> dict[str, str]:
+        """Device -> what CUDA_VISIBLE_DEVICES must be in a worker that is to use it, which then finds
+        it as cuda:0. Devices that are not in it have the same name in a worker."""
+        found = {f"cuda:{index}": self._gpus.visible(index) for index in range(self._gpus.count)}
+        return {device: visible for device, visible in found.items() if visible}
+
     def devices(self) -> list[DeviceInfo]:
+        """GPUs whose driver hangs are left out."""
+        gpus: GpuUse = ()
+        if self._gpus.count:
+            try:
+                gpus = within(self.gpu_use, START_S)
+            except DeviceSilentError as error:
+                log.error("%s; until the next start nothing is loaded on a GPU", error)
+        return self.beside(gpus)
+
+    def beside(self, gpus: GpuUse) -> list[DeviceInfo]:
+        """Host memory, measured now, and the GPUs as they told of themselves."""
         memory = self._ram.read()
         used = memory.total - memory.free
-        found = [DeviceInfo("cpu", "host memory", memory.total, used, memory.free)]
-        for index in range(self._gpus.count):
-            gpu = self._gpus.read(index)
-            if gpu is not None:
-                found.append(
-                    DeviceInfo(
-                        device=f"cuda:{index}",
-                        name=gpu.name,
-                        total=gpu.total,
-                        used=gpu.total - gpu.free,
-                        free=gpu.free,
-                        uuid=gpu.uuid,
-                        utilization=gpu.utilization,
-                        power_w=gpu.power_w,
-                        temperature_c=gpu.temperature_c,
-                    )
-                )
-        return found
+        host = DeviceInfo("cpu", NAMES["cpu"], memory.total, used, memory.free)
+        return [host, *map(_info, gpus)]
 
     def host(self) -> HostReport:
         """Measured now, from /proc alone: a millisecond at most."""
@@ -106,6 +117,9 @@ class Devices:
                     memory_utilization=gpu.memory_utilization,
                     temperature_c=gpu.temperature_c,
                     processes=tuple(self._gpus.processes(index)),
+                    power_w=gpu.power_w,
+                    power_limit_w=gpu.power_limit_w,
+                    driver=self._gpus.driver,
                 )
             )
         return tuple(found)
@@ -114,19 +128,50 @@ class Devices:
         self._gpus.close()
 
 
+def _gpus_of_this_process() -> Gpus:
+    """Where many GPUs sleep, the driver takes seconds to wake them; one that hangs takes for ever."""
+    try:
+        return within(Gpus.of_this_process, START_S)
+    except DeviceSilentError as error:
+        log.error("no GPUs until the next start: %s", error)
+        return Gpus(None)
+
+
+def _info(gpu: GpuReport) -> DeviceInfo:
+    return DeviceInfo(
+        device=f"cuda:{gpu.index}",
+        name=gpu.name,
+        total=gpu.total,
+        used=gpu.used,
+        free=gpu.free,
+        uuid=gpu.uuid,
+        utilization=gpu.utilization,
+        power_w=gpu.power_w,
+        temperature_c=gpu.temperature_c,
+        driver=gpu.driver,
+        power_limit_w=gpu.power_limit_w,
+    )
+
+
 def reports(
-    devices: Iterable[DeviceInfo], held: Mapping[str, tuple[int, int]]
+    devices: Iterable[DeviceInfo],
+    held: Mapping[str, tuple[int, int]],
+    ours: Mapping[str, int] = MappingProxyType({}),
 ) -> list[DeviceReport]:
     """What each device says of itself, beside our own: `held` is (budget, reserved) of each that
-    models may use. (What is free to us is the budget's business.)"""
+    models may use, `ours` the bytes that our processes have there. (What is free to us is the
+    budget's business.)"""
     infos = {info.device: info for info in devices}
     found = []
     for device, (budget, reserved) in held.items():
-        told: dict[str, Any] = {"device": device, "name": device}
+        told: dict[str, Any] = {"device": device, "name": NAMES.get(device, device)}
+        has = ours.get(device, 0)
         if device in infos:
             told = asdict(infos[device])
             del told["free"]
-        found.append(DeviceReport(budget=budget, reserved=reserved, **told))
+            if device != "cpu":
+                told["unattributed"] = max(0, infos[device].used - has)
+        found.append(DeviceReport(budget=budget, reserved=reserved, attributed=has, **told))
     return found
 
 

@@ -25,13 +25,14 @@ class Memory(NamedTuple):
 class _Layout(NamedTuple):
     """Where a version of control groups keeps its figures."""
 
-    limit: str
+    limits: tuple[str, ...]
     usage: str
     reclaimable: str  # a line of memory.stat
 
 
-V1 = _Layout("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-V2 = _Layout("memory.max", "memory.current", "inactive_file")
+V1 = _Layout(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+# Past `high` nobody is killed, but everybody is slowed down until nothing works: it is a limit too.
+V2 = _Layout(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +77,12 @@ def _levels(mount: Path, group: str, layout: _Layout) -> Iterator[tuple[int, int
     parts = [part for part in group.split("/") if part not in ("", "..")]
     for depth in range(len(parts), -1, -1):
         folder = mount.joinpath(*parts[:depth])
-        limit = _number(folder / layout.limit)
-        if limit is not None:
+        limits = [n for name in layout.limits if (n := _number(folder / name)) is not None]
+        if limits:
             used = _number(folder / layout.usage) or 0
             with suppress(OSError):
                 used -= _pairs(folder / "memory.stat").get(layout.reclaimable, 0)
-            yield limit, max(0, used)
+            yield min(limits), max(0, used)
 
 
 def _number(path: Path) -> int | None:

@@ -8,6 +8,7 @@ is told after a while that there is none.
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,34 @@ T = TypeVar("T")
 
 WITHIN_S = 5.0
 RETRY_S = 5.0
+
+
+def within(read: Callable[[], T], limit_s: float) -> T:
+    """What `read` returns or raises, which blocks whoever asks: for the start, before there is a loop to
+    hold up. Raises DeviceSilentError past `limit_s`."""
+    told: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            told.put((read(), None))
+        except Exception as error:  # noqa: BLE001 - whoever waits is told
+            told.put((None, error))
+
+    threading.Thread(target=work, name="devices", daemon=True).start()
+    try:
+        found, failed = told.get(timeout=limit_s)
+    except queue.Empty:
+        raise _silent(limit_s) from None
+    if failed is not None:
+        raise failed
+    return found  # type: ignore[return-value]  # without an error there is one
+
+
+def _silent(for_s: float) -> DeviceSilentError:
+    return DeviceSilentError(
+        f"the GPUs' driver has not answered for {for_s:g} s; does `nvidia-smi` answer?",
+        retry_after_s=RETRY_S,
+    )
 
 
 class Readings(Generic[T]):
@@ -37,11 +66,7 @@ class Readings(Generic[T]):
             async with asyncio.timeout(self._within_s):
                 return await asyncio.shield(self._asked)
         except TimeoutError as error:
-            raise DeviceSilentError(
-                f"the GPUs' driver has not answered for {self._within_s:g} s; "
-                "does `nvidia-smi` answer?",
-                retry_after_s=RETRY_S,
-            ) from error
+            raise _silent(self._within_s) from error
 
     def _ask(self) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()

@@ -58,6 +58,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "checks.atol": (0, 1e30),
     "checks.rtol": (0, 1e30),
     "ttl_s": (0.001, 10**9),
+    "sleep_s": (0.001, 10**9),
     "priority": (-(10**6), 10**6),
     "memory": (1, MAX_BYTES),
     "adapters.slots": (1, 256),

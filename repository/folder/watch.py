@@ -49,6 +49,7 @@ class Watcher:
         self._safety_s = safety_s
         self._refused = False
         self.watching = asyncio.Event()  # changes from now on are seen
+        self.for_safety = False  # the last poke came without any event, while events are told
 
     async def pokes(self) -> AsyncGenerator[set[str]]:
         """Paths that changed, relative to the root; empty where nothing more is known."""
@@ -111,7 +112,9 @@ class Watcher:
             changed = await watch.changes(turn_s)
             if changed or time.monotonic() - poked_at >= self._safety_s:
                 poked_at = time.monotonic()
+                self.for_safety = not changed
                 yield changed
+                self.for_safety = False
 
 
 class _Watch:

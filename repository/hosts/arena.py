@@ -109,6 +109,18 @@ class Arena:
         at = address(data) - self._base
         return at if 0 <= at <= self.size - len(data) else None
 
+    def rest(self) -> None:
+        """Nobody will use it for a while: all pages that nothing lies in go back to the machine."""
+        if self._map is None:
+            return
+        self._collect()
+        for at, end in self._holes:
+            if at < self._warm:
+                with contextlib.suppress(OSError):
+                    self._map.madvise(mmap.MADV_REMOVE, at, min(end, self._warm) - at)
+        self._warm = max((lot.end for lot in self._lots.values()), default=0)
+        self._peak = self._warm
+
     def close(self) -> None:
         """Nothing is given out any more. The memory goes with the last view of it."""
         self._holes = []

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from repository.adapters.orders import AdapterOrder, AdapterReport
 from repository.generate import Ended, GenerateRequest, Piece
+from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.spec import ModelSpec
 
@@ -15,8 +16,8 @@ from repository.spec import ModelSpec
 class Host(Protocol):
     """One host serves one generation and is thrown away with it.
 
-    Order of calls: `load` once, then `infer`, `generate` and `adapt` any number of times, then `stop`
-    once.
+    Order of calls: `load` once, then `infer`, `generate` and `adapt` any number of times, with `sleep`
+    and `wake` in between, then `stop` once.
     `stop` is safe after a failed or cancelled `load`, and after death; when it returns, everything
     that the host held (processes, sockets, memory, snapshot files) is gone. Work that is in flight
     when `stop` is called may finish within `grace_s`.
@@ -30,7 +31,9 @@ class Host(Protocol):
     died: asyncio.Future[str]
     slots: int
 
-    async def load(self, spec: ModelSpec, device: str) -> Loaded: ...
+    async def load(self, spec: ModelSpec, devices: Sequence[str]) -> Loaded:
+        """`devices`: one for each instance."""
+        ...
 
     def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]: ...
 
@@ -56,8 +59,26 @@ class Host(Protocol):
         where the model takes no adapters, WorkerDiedError."""
         ...
 
-    async def memory(self) -> dict[str, int]:
-        """Bytes by kind, measured now, summed over the workers."""
+    async def memory(self) -> Memory:
+        """Bytes by device and kind (weights, kv, adapters, workspace, context), measured now, summed
+        over the workers. What sleeps is under "host". Empty where it cannot be told."""
+        ...
+
+    async def sleep(self) -> None:
+        """Moves what the model has on its devices into host memory, and gives the devices' memory back
+        as far as a living process can. Only where `Loaded.abilities` has "sleep", and when nothing is in
+        flight; until `wake` only `memory`, `wake` and `stop` may be called. Raises what went wrong; then
+        it can only be stopped."""
+        ...
+
+    async def wake(self) -> None:
+        """Back to the same devices: `infer` and the others may be called again, and answer as before.
+        Raises OutOfMemory errors of the backend, WorkerDiedError; then it can only be stopped."""
+        ...
+
+    async def validate(self, spec: ModelSpec, device: str) -> None:
+        """In place of `load`: what can be told of the model's files without the memory that a load
+        takes, as the backend knows best. Raises what `load` would; then (or not) `stop`."""
         ...
 
     async def stop(self, grace_s: float) -> None: ...

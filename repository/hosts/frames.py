@@ -54,7 +54,7 @@ class Kind(enum.IntEnum):
     PREPARE = 1  # LoadOrder -> Prepared
     LOAD = 2  # LoadOrder -> Loaded
     INFER = 3  # a form, places, blobs -> a form, places, blobs
-    MEMORY = 4  # nothing -> dict[str, int]
+    MEMORY = 4  # nothing -> device -> kind -> bytes
     STOP = 5  # nothing -> the end of the stream
     REPLY = 6
     ERROR = 7  # Failure
@@ -62,11 +62,15 @@ class Kind(enum.IntEnum):
     CANCEL = 9  # nothing; the id is that of a GENERATE. No answer of its own
     PIECES = 10  # what one step wrote: (id of a GENERATE, Piece) of several. No request asks for it
     ADAPT = 11  # list[AdapterOrder] -> list[AdapterReport]
+    SLEEP = 12  # nothing -> nothing, once all that was begun before has ended
+    WAKE = 13  # nothing -> nothing
+    VALIDATE = 14  # LoadOrder -> nothing; in place of LOAD
 
 
 # Plain numbers: making a Kind of one costs more than reading the whole header.
 INFER, STOP, REPLY, ERROR = int(Kind.INFER), int(Kind.STOP), int(Kind.REPLY), int(Kind.ERROR)
 GENERATE, CANCEL, PIECES = int(Kind.GENERATE), int(Kind.CANCEL), int(Kind.PIECES)
+SLEEP = int(Kind.SLEEP)
 
 
 class BrokenFrameError(Exception):
@@ -114,12 +118,13 @@ encode = msgspec.msgpack.Encoder().encode
 read_order = msgspec.msgpack.Decoder(LoadOrder).decode
 read_prepared = msgspec.msgpack.Decoder(Prepared).decode
 read_loaded = msgspec.msgpack.Decoder(Loaded).decode
-read_sizes = msgspec.msgpack.Decoder(dict[str, int]).decode
+read_memory = msgspec.msgpack.Decoder(dict[str, dict[str, int]]).decode
 read_generate = msgspec.msgpack.Decoder(GenerateRequest).decode
 read_pieces = msgspec.msgpack.Decoder(list[tuple[int, Piece]]).decode
 read_ended = msgspec.msgpack.Decoder(Ended).decode
 read_orders = msgspec.msgpack.Decoder(list[AdapterOrder]).decode
 read_reports = msgspec.msgpack.Decoder(list[AdapterReport]).decode
+read_nothing = msgspec.msgpack.Decoder(None).decode
 _read_stated = msgspec.msgpack.Decoder(_Stated).decode
 
 

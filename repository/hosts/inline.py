@@ -23,7 +23,7 @@ from typing import Any, cast
 
 from repository.adapters.orders import AdapterOrder, AdapterReport
 from repository.backends import registry
-from repository.backends.abilities import Adapts
+from repository.backends.abilities import Adapts, Sleeps, Validates
 from repository.backends.base import Backend, Order
 from repository.errors import (
     InferenceFailedError,
@@ -34,10 +34,12 @@ from repository.errors import (
 from repository.generate import Ended, GenerateRequest, Piece
 from repository.hosts import failures, snapshots, together
 from repository.hosts.threads import threads_for
+from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.spec import ModelSpec
 
 log = logging.getLogger(__name__)
+VALIDATED_S = 5.0  # how long one that only looked may take to end
 
 
 class Runner:
@@ -50,6 +52,7 @@ class Runner:
         self.waiting = 0
         self.ended = asyncio.Event()
         self.backend: Backend | None = None
+        self.asleep: Backend | None = None  # in place of `backend`
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def do(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
@@ -74,7 +77,7 @@ class Runner:
             self._tell(self._answer, future, result, error)
             # Nothing of an answer may stay here until the next question comes.
             del item, work, future, result, error
-        self.backend = None
+        self.backend = self.asleep = None
         self._tell(self.ended.set)
 
     def _tell(self, call: Callable[..., object], *args: Any) -> None:
@@ -113,9 +116,10 @@ class InlineHost:
         self._runners: list[Runner] = []
         self._snapshot: Path | None = None
         self._roots: tuple[str, ...] = ()
-        self._adapts = False
+        self._adapts = self._sleeps = False
 
-    async def load(self, spec: ModelSpec, device: str) -> Loaded:
+    async def load(self, spec: ModelSpec, devices: Sequence[str]) -> Loaded:
+        device = next((d for d in devices if d != "cpu"), "cpu")
         if device != "cpu":
             raise LoadFailedError(
                 f"'{spec.model}' is to run on {device} with host inline, which is for CPU models "
@@ -144,6 +148,7 @@ class InlineHost:
                 "request of the server; set host to process"
             )
         self._adapts = "adapt" in loaded[0].abilities
+        self._sleeps = "sleep" in loaded[0].abilities
         return together.loaded(loaded)
 
     def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]:
@@ -166,9 +171,35 @@ class InlineHost:
         """None: all memory here is as near as it can be."""
         return None
 
-    async def memory(self) -> dict[str, int]:
+    async def memory(self) -> Memory:
         """Nothing: what a thread holds cannot be told from what the server holds."""
         return {}
+
+    async def sleep(self) -> None:
+        if not self._sleeps:
+            raise InvalidRequestError("the model cannot sleep")
+        await self._all(self._fall_asleep)
+
+    async def wake(self) -> None:
+        if not self._sleeps:
+            raise InvalidRequestError("the model does not sleep")
+        await self._all(self._wake_up)
+
+    async def _all(self, what: Callable[[Runner], None]) -> None:
+        doing = [r.do(partial(self._guard, partial(what, r))) for r in self._runners]
+        await asyncio.wait(doing)
+        for error in [each.exception() for each in doing]:
+            if error is not None:
+                raise error
+
+    async def validate(self, spec: ModelSpec, device: str) -> None:
+        self._roots = (os.fspath(spec.path),)
+        self._runners = [Runner(f"validates {spec.model}")]
+        work = partial(self._validate, self._runners[0], self._order(spec, device, spec.path, 0))
+        try:
+            await self._runners[0].do(partial(self._guard, partial(work, spec.backend)))
+        finally:
+            await self.stop(VALIDATED_S)
 
     async def stop(self, grace_s: float) -> None:
         """Unloads after what is in flight. Past `grace_s` a thread that hangs is left behind, with
@@ -205,7 +236,8 @@ class InlineHost:
 
     def _infer(self, runner: Runner, request: InferRequest) -> InferResponse:
         if runner.backend is None:
-            raise InferenceFailedError("the model is not loaded")
+            said = "the model sleeps" if runner.asleep else "the model is not loaded"
+            raise InferenceFailedError(said)
         for tensor in request.inputs:
             if isinstance(tensor.data, list):
                 tensor.data = b"".join(tensor.data)
@@ -225,8 +257,27 @@ class InlineHost:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the model's edge
             raise failures.of_infer(error, *self._roots) from None
 
+    def _fall_asleep(self, runner: Runner) -> None:
+        if runner.backend is None:
+            raise InvalidRequestError("the model sleeps already")
+        # Whatever comes of it, nothing is to run before it is awake again.
+        runner.asleep, runner.backend = runner.backend, None
+        cast("Sleeps", runner.asleep).sleep()
+
+    def _wake_up(self, runner: Runner) -> None:
+        if runner.asleep is None:
+            raise InvalidRequestError("the model does not sleep")
+        cast("Sleeps", runner.asleep).wake()
+        runner.backend, runner.asleep = runner.asleep, None
+
+    def _validate(self, runner: Runner, order: Order, backend: str) -> None:
+        runner.backend = registry.make(backend)
+        if hasattr(runner.backend, "validate"):
+            cast("Validates", runner.backend).validate(order)
+
     def _unload(self, runner: Runner) -> None:
-        backend, runner.backend = runner.backend, None
+        backend = runner.backend or runner.asleep
+        runner.backend = runner.asleep = None
         if backend is not None:
             backend.unload()
 

@@ -32,6 +32,7 @@ from repository.hosts.channel import Channel
 from repository.hosts.frames import Kind, LoadOrder
 from repository.hosts.threads import threads_for
 from repository.hosts.zygotes import Child, Zygotes
+from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.spec import ModelSpec
 
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 TERM_S = 1.0  # between SIGTERM and SIGKILL
 EOF_S = 2.0  # how long a worker may live on after it closed its socket
 _busy = attrgetter("busy")
+VALIDATED_S = 1.0  # a worker has nothing to unload that has only looked
 LATE_S = 10.0  # a killed process that is still there then is reported
 
 
@@ -134,13 +136,11 @@ class ProcessHost:
 
     # load ---------------------------------------------------------------------------------------
 
-    async def load(self, spec: ModelSpec, device: str) -> Loaded:
+    async def load(self, spec: ModelSpec, devices: Sequence[str]) -> Loaded:
         """Raises LoadFailedError (a leaf), WorkerDiedError. Failed or cancelled, its workers are
         killed at once; `stop` then waits for their end."""
         entry = registry.entry(spec.backend)
-        self._model = f"'{spec.model}' version {spec.version}"
-        if device.startswith("cuda") and not entry.gpu:
-            raise LoadFailedError(f"backend '{spec.backend}' cannot use a GPU; set device to cpu")
+        self._name(spec, devices)
         name = f"md:{spec.model}:{spec.version}"
         self._make_arena()
         self._forks = [
@@ -149,8 +149,8 @@ class ProcessHost:
         try:
             # Shielded: a fork that has begun must be known to `stop`, whatever happens here.
             workers = [await asyncio.shield(fork) for fork in self._forks]
-            path = await self._prepare(workers[0], spec, device)
-            orders = [self._order(spec, device, path, i) for i in range(len(workers))]
+            path = await self._prepare(workers[0], spec, devices[0])
+            orders = [self._order(spec, device, path, i) for i, device in enumerate(devices)]
             loading = [
                 asyncio.create_task(self._ask(worker, Kind.LOAD, order, frames.read_loaded))
                 for worker, order in zip(workers, orders, strict=True)
@@ -162,6 +162,13 @@ class ProcessHost:
             self._stopping = True
             self._kill()
             raise
+
+    def _name(self, spec: ModelSpec, devices: Sequence[str]) -> None:
+        """Raises LoadFailedError for devices that its backend cannot use."""
+        self._model = f"'{spec.model}' version {spec.version}"
+        gpu = any(device.startswith("cuda") for device in devices)
+        if gpu and not registry.entry(spec.backend).gpu:
+            raise LoadFailedError(f"backend '{spec.backend}' cannot use a GPU; set device to cpu")
 
     def _make_arena(self) -> None:
         """Without one (no descriptor is left, or the system has no such thing) it works too."""
@@ -246,8 +253,8 @@ class ProcessHost:
         found = self._arena.take(size, populate=False)
         return found[0] if found is not None else None
 
-    async def memory(self) -> dict[str, int]:
-        return together.summed(await self._ask_all(Kind.MEMORY, None, frames.read_sizes))
+    async def memory(self) -> Memory:
+        return together.all_memory(await self._ask_all(Kind.MEMORY, None, frames.read_memory))
 
     async def _ask_all(self, kind: Kind, body: Any, read: Callable[[memoryview], T]) -> list[T]:
         channels = [w.channel for w in self._workers if w.channel is not None]
@@ -260,6 +267,52 @@ class ProcessHost:
             worker.channel.fail(f"the worker of {self._model} died: {how}; ask again")
         if not self._stopping and not self.died.done():
             self.died.set_result(how)
+
+    # rest ---------------------------------------------------------------------------------------
+
+    async def sleep(self) -> None:
+        self._check_can("sleep", "cannot sleep")
+        await self._all(Kind.SLEEP)
+        if self._arena is not None:
+            self._arena.rest()
+
+    async def wake(self) -> None:
+        self._check_can("sleep", "does not sleep")
+        await self._all(Kind.WAKE)
+
+    async def _all(self, kind: Kind) -> None:
+        """In every worker. Raises what the first says that fails; only once all have answered, so that
+        none is in the middle of it when the host is stopped. Cancelled, it kills them, as `load`."""
+        asked = [w.channel.ask(kind, None, _nothing) for w in self._workers if w.channel]
+        try:
+            await asyncio.wait(asked)
+        except asyncio.CancelledError:
+            self._stopping = True
+            self._kill()
+            raise
+        finally:
+            for each in asked:  # whoever has gone away looks at no answer
+                each.cancel()
+        for error in [each.exception() for each in asked]:
+            if error is not None:
+                raise error
+
+    async def validate(self, spec: ModelSpec, device: str) -> None:
+        """In a worker of its own, which has ended when this returns or raises."""
+        entry = registry.entry(spec.backend)
+        self._name(spec, [device])
+        fork = asyncio.create_task(self._fork(entry.framework, f"md:{spec.model}:{spec.version}"))
+        self._forks = [fork]
+        try:
+            worker = await asyncio.shield(fork)
+            order = self._order(spec, device, os.fspath(spec.path), 0)
+            await self._ask(worker, Kind.VALIDATE, order, _nothing)
+        except asyncio.CancelledError:
+            self._stopping = True
+            self._kill()
+            raise
+        finally:
+            await self.stop(VALIDATED_S)
 
     # stop ---------------------------------------------------------------------------------------
 
@@ -315,6 +368,10 @@ class ProcessHost:
     def _signal(self, number: int) -> None:
         for worker in self._workers:
             worker.child.signal(number)
+
+
+def _nothing(answer: memoryview) -> None:
+    frames.read_nothing(answer)
 
 
 def _is_alone(spec: ModelSpec) -> bool:

@@ -20,12 +20,13 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from repository import linux
 from repository.errors import IncompleteFilesError, LoadFailedError, NoDiskError
 
 Policy: TypeAlias = Literal["external", "folder", "weights", "none"]
+Kind: TypeAlias = Literal["snapshots", "scratch"]  # scratch: what a server's workers put aside
 FOLDER_LIMIT = 256 << 20  # bytes up to which a whole folder is copied
 FICLONE = 0x40049409
 CHUNK = 64 << 20
@@ -36,9 +37,9 @@ _numbers = itertools.count(1)
 # the server's side ------------------------------------------------------------------------------
 
 
-def fresh(state_dir: Path) -> Path:
+def fresh(state_dir: Path, kind: Kind = "snapshots") -> Path:
     """A name that no other snapshot has. Its parent exists afterwards, it does not."""
-    home = state_dir / "snapshots"
+    home = state_dir / kind
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     pid = os.getpid()
     return home / f"{pid}-{linux.started_at(pid)}-{next(_numbers)}"
@@ -52,12 +53,7 @@ def remove(path: Path) -> None:
 def sweep(state_dir: Path) -> int:
     """Removes what servers that are gone have left; how many."""
     swept = 0
-    home = state_dir / "snapshots"
-    try:
-        found = list(home.iterdir())
-    except FileNotFoundError:
-        return 0
-    for path in found:
+    for path in [path for kind in get_args(Kind) for path in (state_dir / kind).glob("*")]:
         pid, _, rest = path.name.partition("-")
         began = rest.partition("-")[0]
         if pid.isdigit() and began.isdigit() and linux.started_at(int(pid)) != int(began):

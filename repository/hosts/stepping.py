@@ -4,7 +4,8 @@
     else: wait for a frame
 
 What a step wrote of all its sequences is one frame; the ends follow it, in the same write. A request
-for tensors, for adapters or for memory is answered between two steps, never during one.
+for tensors, for adapters or for memory is answered between two steps, never during one; one to sleep
+when everything has ended (who was cancelled a moment ago ends at the next step).
 
 A step that raises has failed every sequence that it ran: nobody knows which it was. All are taken
 out of the backend before anything else joins; a backend that cannot even do that has lost its mind,
@@ -22,7 +23,7 @@ from repository.backends.abilities import Generates, Told
 from repository.errors import RepositoryError
 from repository.generate import Ended, Piece
 from repository.hosts import failures, frames
-from repository.hosts.frames import CANCEL, ERROR, GENERATE, PIECES, REPLY, STOP
+from repository.hosts.frames import CANCEL, ERROR, GENERATE, PIECES, REPLY, SLEEP, STOP
 from repository.hosts.pipe import Frame, Pipe
 from repository.tensors import Buffer
 
@@ -47,6 +48,7 @@ class Stepping:
         self._fault = fault
         self._running: set[int] = set()
         self._stopping = False
+        self._tired: Frame | None = None  # it is to sleep
 
     def run(self) -> None:
         """Until the stream ends; or until told to stop and everything has ended."""
@@ -58,6 +60,9 @@ class Stepping:
         until = math.inf
         for _ in range(MOST):
             idle = not self._backend.unfinished
+            if idle and self._tired is not None:
+                tired, self._tired = self._tired, None
+                self._pipe.send(self._answer(tired))
             if self._stopping and idle:
                 return False
             if not idle and (time.monotonic() > until or not self._pipe.stirs):
@@ -78,6 +83,9 @@ class Stepping:
                 self._backend.cancel(number)
         elif kind == STOP:
             self._stopping = True
+        elif kind == SLEEP:
+            # Its payload, which the pipe will write over, is empty.
+            self._tired = Frame(frame.header, frame.payload[:0])
         else:
             self._pipe.send(self._answer(frame))
 

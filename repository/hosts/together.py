@@ -8,8 +8,10 @@ from functools import reduce
 import msgspec
 
 from repository.adapters.orders import AdapterReport, Residence
+from repository.lifecycle.placement import HOST, Memory
 from repository.messages import Loaded
 
+HERE = ("cpu", HOST)  # both are memory of the machine
 NEARNESS: tuple[Residence, ...] = ("registered", "host", "device")
 
 
@@ -27,6 +29,28 @@ def summed(parts: Iterable[dict[str, int]]) -> dict[str, int]:
         for kind, size in part.items():
             total[kind] = total.get(kind, 0) + size
     return total
+
+
+def all_memory(parts: Iterable[Memory]) -> Memory:
+    total: Memory = {}
+    for part in parts:
+        for device, kinds in part.items():
+            total[device] = summed([total.get(device, {}), kinds])
+    return total
+
+
+def with_the_rest(known: Memory, resident: int) -> Memory:
+    """One worker's memory: what its backend knows, and of the CPU what it has beside that, so that what
+    lies there and what sleeps there are together what the process has (`resident`)."""
+    found = {device: dict(kinds) for device, kinds in known.items()}
+    left = resident
+    for device in HERE:
+        for kind, size in found.get(device, {}).items():
+            found[device][kind] = taken = min(size, left)
+            left -= taken
+    cpu = found.setdefault("cpu", {})
+    cpu["workspace"] = cpu.get("workspace", 0) + left
+    return found
 
 
 def answers(each: Iterable[Sequence[AdapterReport]]) -> list[AdapterReport]:

@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, cast
@@ -26,15 +26,16 @@ from typing import NoReturn, cast
 from repository import linux
 from repository.adapters.orders import AdapterReport
 from repository.backends import registry
-from repository.backends.abilities import Adapts, Generates
+from repository.backends.abilities import Adapts, Generates, Measures, Sleeps, Validates
 from repository.backends.base import Backend, Order, RoomyBackend
 from repository.errors import InferenceFailedError, InvalidRequestError, RepositoryError
-from repository.hosts import failures, frames, snapshots
+from repository.hosts import failures, frames, snapshots, together, visible
 from repository.hosts.answering import Answering
 from repository.hosts.arena import Window
 from repository.hosts.frames import ERROR, INFER, REPLY, STOP, BrokenFrameError, Kind, LoadOrder
 from repository.hosts.pipe import Frame, Pipe
 from repository.hosts.stepping import Stepping
+from repository.lifecycle.placement import Memory
 from repository.messages import Loaded
 from repository.tensors import Buffer
 
@@ -55,7 +56,10 @@ class Worker:
         self._answering = Answering(window)
         self._backend: Backend | None = None
         self._roomy: RoomyBackend | None = None  # the same, if it can
+        self._asleep: Backend | None = None  # in place of `_backend`
+        self._visible = visible.AS_IS
         self._loaded = False
+        self._can_sleep = False
         self._roots: tuple[str, ...] = ()
         self._took_s = 0.0  # the last inference
         self._held: list[Buffer] = []  # small answers that are not sent yet
@@ -102,7 +106,7 @@ class Worker:
         )
 
     def unload(self) -> None:
-        backend, self._backend, self._roomy = self._backend, None, None
+        backend, self._backend, self._roomy = self._backend or self._asleep, None, None
         if backend is not None:
             backend.unload()
 
@@ -120,7 +124,8 @@ class Worker:
 
     def _infer(self, frame: Frame) -> list[Buffer]:
         if self._backend is None:
-            raise InferenceFailedError("no model is loaded")
+            said = "the model sleeps" if self._asleep else "no model is loaded"
+            raise InferenceFailedError(said)
         header, payload = frame
         request, offer = self._answering.read(header, payload)
         self._took_s = QUICK_S  # should it fail: nobody knows
@@ -135,11 +140,9 @@ class Worker:
     def _other(self, frame: Frame) -> bytes:
         _, meta, _, kind, *_ = frame.header
         body = frame.payload[:meta]
-        if kind == Kind.MEMORY:
-            return frames.encode(linux.resident())
-        if kind == Kind.ADAPT:
-            return frames.encode(self._adapt(body))
-        if kind not in (Kind.PREPARE, Kind.LOAD):
+        if kind in ABOUT_MODEL:
+            return frames.encode(ABOUT_MODEL[kind](self, body))
+        if kind not in LOADING:
             raise BrokenFrameError(f"a request of kind {kind}")
         order = frames.read_order(body)
         self._roots += (order.path, order.snapshot)
@@ -150,9 +153,40 @@ class Worker:
                     policy, Path(order.path), order.model_file, Path(order.snapshot)
                 )
                 return frames.encode(frames.Prepared(str(found)))
+            if kind == Kind.VALIDATE:
+                self._validate(order)
+                return frames.encode(None)
             return frames.encode(self._load(order))
         except RepositoryError as error:
             raise failures.of_load(error, *self._roots) from error
+
+    def _memory(self, body: memoryview) -> Memory:
+        backend = self._backend or self._asleep
+        known: Memory = {}
+        if self._loaded and hasattr(backend, "memory"):
+            known = self._visible.shown(cast("Measures", backend).memory())
+        return together.with_the_rest(known, linux.resident())
+
+    def _sleep(self, body: memoryview) -> None:
+        backend = self._backend
+        if not self._can_sleep or backend is None:
+            raise InvalidRequestError("the model cannot sleep, or does already")
+        if getattr(backend, "unfinished", 0):
+            raise InvalidRequestError("the model cannot sleep while it writes texts")
+        # Whatever comes of it, nothing is to run before it is awake again.
+        self._asleep, self._backend = backend, None
+        cast("Sleeps", backend).sleep()
+
+    def _wake(self, body: memoryview) -> None:
+        if self._asleep is None:
+            raise InvalidRequestError("the model does not sleep")
+        cast("Sleeps", self._asleep).wake()
+        self._backend, self._asleep = self._asleep, None
+
+    def _validate(self, order: LoadOrder) -> None:
+        self._backend = backend = registry.make(order.backend)
+        if hasattr(backend, "validate"):
+            cast("Validates", backend).validate(self._order(order))
 
     def _adapt(self, body: memoryview) -> list[AdapterReport]:
         if not hasattr(self._backend, "adapt"):
@@ -160,33 +194,37 @@ class Worker:
         return cast("Adapts", self._backend).adapt(frames.read_orders(body))
 
     def _load(self, order: LoadOrder) -> Loaded:
-        for name in THREADS:  # for libraries that the model is about to import
-            os.environ[name] = str(order.threads)
+        self._visible = visible.only(order.device, order.extra)
         self._backend = registry.make(order.backend)
-        loaded = self._backend.load(
-            Order(
-                model=order.model,
-                version=order.version,
-                path=Path(order.path),
-                model_file=order.model_file,
-                config=order.config,
-                device=order.device,
-                threads=order.threads,
-                instance=order.instance,
-                private=order.private,
-                extra=order.extra,
-            )
-        )
+        loaded = self._backend.load(self._order(order))
         if hasattr(self._backend, "infer_into"):
             self._roomy = cast("RoomyBackend", self._backend)
         loaded.details.setdefault("pid", os.getpid())
         self._loaded = True
+        self._can_sleep = "sleep" in loaded.abilities
         return loaded
+
+    def _order(self, order: LoadOrder) -> Order:
+        for name in THREADS:  # for libraries that the model is about to import
+            os.environ[name] = str(order.threads)
+        return Order(
+            model=order.model,
+            version=order.version,
+            path=Path(order.path),
+            model_file=order.model_file,
+            config=order.config,
+            device=self._visible.device or order.device,
+            threads=order.threads,
+            instance=order.instance,
+            private=order.private,
+            extra=order.extra,
+        )
 
     def _foreign(self, error: BaseException, kind: int) -> RepositoryError:
         if isinstance(error, BrokenFrameError):
             raise error
-        if kind in (Kind.PREPARE, Kind.LOAD):
+        moves = kind in (Kind.SLEEP, Kind.WAKE) and not failures.is_fatal(error)
+        if kind in LOADING or moves:
             _log_traceback()
             return failures.of_load(error, *self._roots)
         return self._fault(error)
@@ -197,6 +235,15 @@ class Worker:
         if not isinstance(error, RepositoryError):
             _log_traceback()
         return failures.of_infer(error, *self._roots)
+
+
+LOADING = (Kind.PREPARE, Kind.LOAD, Kind.VALIDATE)
+ABOUT_MODEL: dict[int, Callable[[Worker, memoryview], object]] = {
+    Kind.MEMORY: Worker._memory,
+    Kind.ADAPT: Worker._adapt,
+    Kind.SLEEP: Worker._sleep,
+    Kind.WAKE: Worker._wake,
+}
 
 
 def main(

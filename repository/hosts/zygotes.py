@@ -14,12 +14,15 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from repository import children, linux
 from repository.errors import LoadFailedError, WorkerDiedError
+from repository.hosts import snapshots
 
 log = logging.getLogger(__name__)
 PROGRAM = "repository.hosts.zygote"
@@ -57,7 +60,12 @@ class Child:
 
 
 class Zygotes:
-    def __init__(self) -> None:
+    """`state_dir`: temporary files of workers lie there, and go with the last of them; torch cannot even
+    be imported where there is no place for any. A TMPDIR that the server was given counts more."""
+
+    def __init__(self, state_dir: Path | None = None) -> None:
+        self._state_dir = state_dir
+        self._scratch: Path | None = None
         self._running: dict[str, Zygote] = {}
         self._starting: dict[str, asyncio.Lock] = {}
         self._ended: set[Zygote] = set()
@@ -73,7 +81,7 @@ class Zygotes:
                 return zygote
             if zygote is not None:
                 self._ended.add(self._running.pop(framework))
-            zygote = Zygote(framework)
+            zygote = Zygote(framework, self._settings())
             try:
                 await zygote.up
             except BaseException:
@@ -88,6 +96,24 @@ class Zygotes:
         zygote = await self.warm(framework)
         return await zygote.fork(name, arena)
 
+    def _settings(self) -> dict[str, str]:
+        if self._state_dir is None:
+            return SETTINGS
+        if self._scratch is None:
+            try:
+                folder = snapshots.fresh(self._state_dir.absolute(), "scratch")
+                folder.mkdir(mode=0o700)
+            except OSError:  # full, or not to be written: then the machine's own place must do
+                return SETTINGS
+            self._scratch = folder
+        return {**SETTINGS, "TMPDIR": str(self._scratch)}
+
+    async def memory(self) -> int:
+        """Bytes of host memory that workers share with what they were forked from, and have not changed:
+        counted in none of them."""
+        pids = [zygote.pid for zygote in self._running.values() if not zygote.dead]
+        return await asyncio.to_thread(lambda: sum(map(linux.anonymous, pids)))
+
     async def close(self) -> None:
         """Ends every zygote and every worker of theirs."""
         self._closed = True
@@ -98,12 +124,16 @@ class Zygotes:
         self._running.clear()
         self._ended.clear()
         await asyncio.gather(*(zygote.close() for zygote in every))
+        if self._scratch is not None:
+            folder, self._scratch = self._scratch, None
+            with contextlib.suppress(OSError):  # swept at the next start
+                await asyncio.to_thread(snapshots.remove, folder)
 
 
 class Zygote:
     """One zygote process. `up` resolves when it can fork."""
 
-    def __init__(self, framework: str) -> None:
+    def __init__(self, framework: str, settings: Mapping[str, str] = SETTINGS) -> None:
         self.framework = framework
         self.dead = False
         loop = asyncio.get_running_loop()
@@ -118,7 +148,7 @@ class Zygote:
         self._control.setblocking(False)
         with theirs:
             self._process = children.start(
-                PROGRAM, theirs.fileno(), args=[framework], defaults=SETTINGS
+                PROGRAM, theirs.fileno(), args=[framework], defaults=settings
             )
         self.pid = self._process.pid
         loop.add_reader(self._control.fileno(), self._hear)

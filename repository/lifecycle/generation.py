@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from repository.errors import ModelNotReadyError
+from repository.lifecycle.placement import NO_CREDIT, NOWHERE, Credit, Memory, Placement
 from repository.lifecycle.states import TERMINAL, Event, State, advance
 from repository.messages import Loaded
 from repository.spec import ModelSpec
@@ -24,10 +25,17 @@ if TYPE_CHECKING:
     from repository.adapting.fitting import Fitting
     from repository.adapting.rows import RowAdapters
     from repository.batching import Batcher
+    from repository.hosts.base import Host
     from repository.signature import Signature
     from repository.streaming import Streams
 
 STORY_LENGTH = 64  # steps kept per generation
+
+
+def first_choice(spec: ModelSpec) -> tuple[Placement, ...]:
+    """As it was estimated, on the best of the devices that it may go to."""
+    device = spec.devices[0]
+    return (Placement((device,) * max(1, spec.config.instances), {device: spec.bytes_needed}),)
 
 
 class Trigger(enum.StrEnum):
@@ -67,7 +75,8 @@ class Generation:
     """One life: QUEUED to GONE or FAILED.
 
     Invariants: serials rise and never repeat; a lease begins only in READY; `error` is set iff a
-    FAULT happened; `idle` is set iff `leases` is 0; `settled` iff READY was reached or it ended.
+    FAULT happened; `idle` is set iff `leases` is 0; `settled` iff READY was reached or it ended;
+    `rested` iff it fell asleep or ended; `roused` when it is not to sleep, or not any longer.
     Times that are compared (`born_at`, `ready_at`, `ended_at`, `last_used`) are the loop's clock, in
     seconds; the story has wall-clock times for people.
     """
@@ -79,18 +88,30 @@ class Generation:
     clock: Callable[[], float]
     trigger: Trigger = Trigger.API
     epoch: int = 0  # counts forced reloads of one fingerprint
-    device: str = "cpu"
+    options: tuple[Placement, ...] = ()  # where it may go, best first, and what it needs there
+    placement: Placement = NOWHERE  # the one that it was admitted to
+    aim: Placement | None = None  # where others have left for it
+    wakes: Generation | None = None  # the one asleep whose host and memory it takes over
+    woken: bool = False  # it has taken them over, and the host is awake
+    rolled_back: bool = False  # an older one, come back because its successor had failed
+    examined: bool = False  # what can be told of its files was told before anybody left for it
+    sleeps: bool = False  # once it has drained it is to sleep; or it does
     state: State = State.QUEUED
     error: BaseException | None = None
     forgiven: bool = False  # somebody has asked since: its fault counts for nothing any more
     loaded: Loaded | None = None
     signature: Signature | None = None  # what a request must look like; set from READY on
     batcher: Batcher | None = None  # set from READY on
+    host: Host | None = None  # from LOADING on, until it is stopped or another's
     fitting: Fitting | None = None  # what its host knows of adapters, where the model takes them
     rows: RowAdapters | None = None  # beside it, from READY on
     streams: Streams | None = None  # beside it, where the model generates
-    reserved: int = 0  # bytes of the ledger that it holds
-    measured: dict[str, int] = field(default_factory=dict)  # bytes by kind, as the host reported
+    held: dict[str, int] = field(default_factory=dict)  # device -> bytes of its ledger
+    measured: Memory = field(default_factory=dict)  # as the host reported last
+    pinned: bool = False  # nobody drives it out; what its config or a call says, within the cap
+    pin_refused: str = ""  # why it is not, though it was to be
+    credit: Credit = NO_CREDIT  # how dear it is to those who look for somebody to evict
+    leaked: int = 0  # bytes that had not come back when it had ended
     leases: int = 0
     served: int = 0  # leases that ended
     born_at: float = 0.0
@@ -104,17 +125,41 @@ class Generation:
     story: deque[Step] = field(default_factory=lambda: deque(maxlen=STORY_LENGTH))
     retire_why: str = ""
     retire_asked: asyncio.Event = field(default_factory=asyncio.Event)
+    roused: asyncio.Event = field(default_factory=asyncio.Event)
+    rested: asyncio.Event = field(default_factory=asyncio.Event)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
+        if not self.options:
+            self.options = first_choice(self.spec)
         self.idle.set()
         self.born_at = self.asked_at = self.last_used = self.clock()
         self.story.append(Step(time.time(), None, State.QUEUED, str(self.trigger)))
 
     def __str__(self) -> str:
         return f"{self.spec.model}:{self.spec.version}#{self.serial}"
+
+    @property
+    def device(self) -> str:
+        """Where it runs, or would run first: "cpu", "cuda:0". Of instances on several, the first."""
+        return self.chosen.devices[0]
+
+    @property
+    def needed(self) -> int:
+        """Bytes, on all devices together."""
+        return sum(self.chosen.needs.values())
+
+    @property
+    def chosen(self) -> Placement:
+        """Where it was admitted to; until then where it would go first."""
+        return self.placement if self.placement.devices else self.options[0]
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that it holds, on all devices together."""
+        return sum(self.held.values())
 
     def asked_for(self, trigger: Trigger) -> None:
         """Somebody joins it while it is queued: it is as if it had been started for them."""
@@ -130,6 +175,8 @@ class Generation:
         if self.state in TERMINAL:
             self.ended_at = self.clock()
             self.ended.set()
+        if self.state in TERMINAL or self.state is State.ASLEEP:
+            self.rested.set()
         if self.state in TERMINAL or self.state is State.READY:
             self.settled.set()
         self.on_step(self, before)
@@ -146,14 +193,37 @@ class Generation:
         self.story.append(Step(time.time(), Event.FAULT, self.state, f"a bug: {error}"))
         self.ended_at = self.clock()
         self.ended.set()
+        self.rested.set()
         self.settled.set()
         self.on_step(self, before)
 
-    def retire(self, why: str) -> None:
-        """Asks it to end. Asking again changes nothing."""
-        if not self.retire_asked.is_set():
-            self.retire_why = why
-            self.retire_asked.set()
+    def retire(self, why: str, *, sleeps: bool = False) -> None:
+        """Asks it to end, or (`sleeps`) to fall asleep where it can. Asking again changes nothing, but
+        that one which sleeps, or was to, ends."""
+        if sleeps and (self.retire_asked.is_set() or self.state is State.ASLEEP):
+            return
+        if self.retire_asked.is_set() and not self.sleeps:
+            return
+        self.retire_why, self.sleeps = why, sleeps
+        self.retire_asked.set()
+        if not sleeps:
+            self.roused.set()
+
+    def fall_asleep(self, note: str) -> None:
+        """Its host and what it holds now stay, until it is asked to end, or `hand_over`."""
+        self.retire_asked.clear()
+        self.step(Event.SLEPT, note)
+
+    def hand_over(self, heir: Generation) -> None:
+        """Asleep: its host, which `heir` is to wake, and all that it holds are the heir's from now."""
+        self.sleeps = False
+        self.wakes = None  # or each would keep all who slept before it
+        heir.host, self.host = self.host, None
+        heir.loaded, heir.fitting = self.loaded, self.fitting
+        heir.held, self.held = self.held, {}
+        self.fitting, self.confirmed = None, True
+        self.roused.set()
+        self.step(Event.WOKEN, f"by #{heir.serial}")
 
     @property
     def work(self) -> Work:

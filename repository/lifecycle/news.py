@@ -6,6 +6,7 @@ import logging
 
 from repository.events import EventBus
 from repository.lifecycle.generation import Generation
+from repository.lifecycle.placement import HOST
 from repository.lifecycle.states import State
 from repository.snapshot import ModelFolder
 
@@ -33,10 +34,36 @@ def tell_step(events: EventBus, gen: Generation, before: State) -> None:
         state=gen.state,
         note=step.note,
     )
+    if gen.state is State.ASLEEP:
+        key = (gen.spec.model, gen.spec.version, gen.serial)
+        events.publish("model.asleep", *key, host_bytes=gen.held.get(HOST, 0), note=step.note)
+    elif gen.state is State.READY and gen.woken:
+        took_s = round(gen.clock() - gen.admitted_at, 6)
+        events.publish("model.woken", gen.spec.model, gen.spec.version, gen.serial, took_s=took_s)
+    elif gen.state is State.READY and gen.rolled_back:
+        events.publish("model.rolled_back", gen.spec.model, gen.spec.version, gen.serial)
 
 
 def tell_eviction(events: EventBus, gen: Generation, reason: str) -> None:
-    events.publish("model.evicted", gen.spec.model, gen.spec.version, gen.serial, reason=reason)
+    events.publish(
+        "model.evicted",
+        gen.spec.model,
+        gen.spec.version,
+        gen.serial,
+        reason=reason,
+        to="asleep" if gen.sleeps else "unloaded",
+    )
+
+
+def tell_pin_refused(events: EventBus, gen: Generation) -> None:
+    log.warning("%s is there, but not pinned: %s", gen, gen.pin_refused)
+    events.publish(
+        "model.pin_refused",
+        gen.spec.model,
+        gen.spec.version,
+        gen.serial,
+        message=gen.pin_refused,
+    )
 
 
 def tell_folder(events: EventBus, old: ModelFolder | None, new: ModelFolder) -> None:

@@ -27,9 +27,9 @@ def not_serving(name: str, version: int | None, status: ModelStatus) -> Reposito
     """To a request; in Triton's words, which its clients look for. `name` as the request had it.
 
     What is on its way (loading, leaving, or its worker has just died), or finds no room on the disk:
-    ModelNotReadyError, come again; then it serves, or the answer is final. A version that exists and
-    does not serve: the same without a promise. One that does not exist, or a model of which nothing
-    serves: VersionNotFoundError.
+    ModelNotReadyError, come again; then it serves, or the answer is final. What sleeps, or a version
+    that exists and does not serve: the same without a promise. One that does not exist, or a model of
+    which nothing serves: VersionNotFoundError.
     """
     gens = [g for g in status.generations if version in (None, g.spec.version)]
     if any(g.state in RISING for g in gens):
@@ -38,6 +38,8 @@ def not_serving(name: str, version: int | None, status: ModelStatus) -> Reposito
         return ModelNotReadyError(
             f"the worker of model '{name}' died; it is being started again", retry_after_s=1.0
         )
+    if any(g.sleeps for g in gens):
+        return ModelNotReadyError(f"model '{name}' sleeps; wake it, or load it")
     if any(g.state in LEAVING for g in gens):
         return ModelNotReadyError(f"model '{name}' is being unloaded", retry_after_s=1.0)
     if gens and isinstance(gens[0].error, NoDiskError):

@@ -7,10 +7,10 @@ that fails now and then would grow a list for ever, and an old fault would be to
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from repository.lifecycle.generation import Generation
-from repository.lifecycle.plan import counting
+from repository.lifecycle.plan import Fallback, counting
 from repository.lifecycle.states import TERMINAL, State
 from repository.lifecycle.wishes import Wanted
 from repository.snapshot import ModelFolder
@@ -20,11 +20,13 @@ CAUSES = 4  # errors behind an error that are looked at
 
 
 class Register:
-    """`living` has lists that are never empty, oldest first. It does not end anything."""
+    """`living` has lists that are never empty, oldest first. `fallback`: by model and version, what left
+    for a newer one that does not serve yet. It does not end anything."""
 
     def __init__(self, *, crash_limit: int) -> None:
         self.living: dict[str, list[Generation]] = {}
         self.history: dict[str, deque[Generation]] = {}
+        self.fallback: dict[str, dict[int, Fallback]] = {}
         self._crash_limit = crash_limit
 
     def add(self, gen: Generation) -> None:
@@ -41,12 +43,27 @@ class Register:
                 gen.forgiven = True
         self._drop(model, [g for g in self.of(model) if g.state is State.FAILED and g.forgiven])
 
+    def leaves(self, old: Generation, heir: Generation) -> None:
+        """It will be back if `heir` fails."""
+        back = Fallback(Wanted(old.spec, old.epoch, back=True), heir.spec.version)
+        self.fallback.setdefault(old.spec.model, {})[old.spec.version] = back
+
+    def serves(self, gen: Generation) -> None:
+        """Nothing comes back any more in place of what serves."""
+        found = self.fallback.get(gen.spec.model)
+        if found is None or gen.rolled_back:
+            return
+        left = {v: back for v, back in found.items() if back.heir != gen.spec.version}
+        self.fallback[gen.spec.model] = left
+        if not left:
+            del self.fallback[gen.spec.model]
+
     def bury(self, model: str, folder: ModelFolder | None, wanted: Mapping[int, Wanted]) -> None:
         """Lets go of what no plan and no status looks at any more."""
         gens = self.of(model)
         if not any(gen.state in TERMINAL for gen in gens):
             return
-        kept = self._telling(gens, folder, wanted)
+        kept = [*self._telling(gens, folder, wanted), *self._standing_back(gens, folder)]
         self._drop(
             model,
             [
@@ -59,6 +76,7 @@ class Register:
     def forget(self, model: str) -> None:
         """Its folder is gone, and nothing of it is left."""
         self.history.pop(model, None)
+        self.fallback.pop(model, None)
 
     def _telling(
         self,
@@ -76,6 +94,21 @@ class Register:
             kept += [g for g in of_version if g.settled.is_set()][-1:]
             if version in wanted:
                 kept += counting(of_version, wanted[version], crash_limit=self._crash_limit)
+        return kept
+
+    def _standing_back(
+        self, gens: Sequence[Generation], folder: ModelFolder | None
+    ) -> list[Generation]:
+        """The faults for which something older serves in place of what is wanted, and those of the
+        older one: as long as there is one, also while nothing of the model is wanted."""
+        found = self.fallback.get(gens[0].spec.model, {})
+        kept: list[Generation] = []
+        for version, back in found.items():
+            spec = folder.specs.get(back.heir) if folder is not None else None
+            wants = [(version, back.wanted), *([(back.heir, Wanted(spec))] if spec else [])]
+            for at, want in wants:
+                of_version = [g for g in gens if g.spec.version == at and not g.forgiven]
+                kept += counting(of_version, want, crash_limit=self._crash_limit)
         return kept
 
     def _drop(self, model: str, gone: list[Generation]) -> None:

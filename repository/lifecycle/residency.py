@@ -2,56 +2,85 @@
 
 A model leaves as a whole, with all its versions: as long as one of them is in use, it stays. The one
 exception is `give_way`: for requests that wait, one that is in use leaves too when its turn is over.
+Those asleep are looked at one by one, and are the first to leave: nobody notices but the next who wakes
+them.
+
+`short` is bytes by device, "host" among them. Who frees nothing of what is short does not leave.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.states import RISING, State
+from repository.lifecycle.worth import credit
 
 PAUSE_S = 0.1  # between two requests of clients that ask one after the other
 
 Model = list[Generation]  # the generations of one model that would leave together
 
 
-def victims(
-    need: int, free: int, residents: Iterable[Generation], *, now: float
-) -> list[Generation] | None:
-    """The idle generations to evict so that `need - free` bytes come free. All sizes in bytes.
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """`now`: the loop's clock; `clock`: that of `worth`. `min_residency_s`: see `turn_ends`."""
 
-    First models past their TTL, then by priority (low first), then the longest unused; a member that
-    the others make needless is given back, so no eviction is in vain. Returns [] when nothing has to
-    go, None when even all of them would not be enough: then nobody is evicted, because an eviction
-    that does not help is only an outage. Pinned and leased ones never leave.
+    now: float
+    min_residency_s: float = 0.0
+    clock: float = 0.0
+
+
+def victims(
+    short: Mapping[str, int], residents: Iterable[Generation], at: Moment
+) -> list[Generation] | None:
+    """The generations to evict so that all that is short comes free.
+
+    Those asleep first, then models past their TTL, then by priority (low first), then by credit
+    (`worth`), then the longest unused; a member that the others make needless is given back, so no
+    eviction is in vain. Returns [] when nothing has to go, None when even all of them would not be
+    enough: then nobody is evicted, because an eviction that does not help is only an outage. Pinned and
+    leased ones never leave, nor does anybody before `turn_ends`.
     """
-    return _enough(need - free, sorted(_may_leave(residents), key=lambda m: _rank(m, now)))
+    if all(n_bytes <= 0 for n_bytes in short.values()):
+        return []
+    return _enough(short, _idle(short, residents, at))
 
 
 def give_way(
-    need: int, free: int, residents: Iterable[Generation], *, now: float, min_residency_s: float
+    short: Mapping[str, int], residents: Iterable[Generation], at: Moment
 ) -> list[Generation] | None:
     """As `victims`, for one that requests wait for: who is in use leaves too, after all that idle,
     then by priority (low first), then who has served the longest. Nobody leaves before `turn_ends`;
     pinned ones and those of which something is loading never do."""
     gens = list(residents)
-    idle = {model[0].spec.model for model in _may_leave(gens)}
-    staying = {g.spec.model for g in gens if _loads(g) or g.spec.config.pin}
-    models: dict[str, Model] = {}
+    idle = _idle(short, gens, at)
+    spared = {model[0].spec.model for model in idle if _serves(model[0])}
+    spared |= {g.spec.model for g in gens if _loads(g) or g.pinned}
+    busy: dict[str, Model] = {}
     for gen in gens:
-        if _serves(gen) and gen.spec.model not in staying:
-            models.setdefault(gen.spec.model, []).append(gen)
-    over = [m for m in models.values() if _turn_is_over(m, now, min_residency_s)]
-    over.sort(key=lambda m: (m[0].spec.model not in idle, *_turn_rank(m, idle, now)))
-    return _enough(need - free, over)
+        if _serves(gen) and gen.spec.model not in spared:
+            busy.setdefault(gen.spec.model, []).append(gen)
+    over = sorted((m for m in busy.values() if _turn_is_over(m, at)), key=_turn_rank)
+    return _enough(short, [*idle, *over])
+
+
+def _idle(short: Mapping[str, int], residents: Iterable[Generation], at: Moment) -> list[Model]:
+    """Those that may leave now and free some of what is short, in the order in which they leave. (To
+    rank one is most of what a decision costs; of many devices nearly all are elsewhere.)"""
+    models = [
+        model
+        for model in _may_leave(residents)
+        if any(_bytes(model, device) for device in short) and _turn_is_over(model, at)
+    ]
+    return sorted(models, key=lambda model: _rank(model, short, at))
 
 
 def turn_ends(gen: Generation, min_residency_s: float) -> float:
-    """Until then nobody's requests drive it out: it serves at least as long as it took to load, so that
-    no more than half of the time goes into loading; and `min_residency_s`, unless nobody has asked for
-    it for PAUSE_S, for then its turn would be spent on nothing."""
+    """Until then nobody drives it out: it serves at least as long as it took to load, so that no more
+    than half of the time goes into loading; and `min_residency_s`, unless nobody has asked for it for
+    PAUSE_S, for then its turn would be spent on nothing."""
     if gen.ready_at is None:
         return math.inf
     paid = gen.ready_at + (gen.ready_at - gen.admitted_at)
@@ -61,41 +90,40 @@ def turn_ends(gen: Generation, min_residency_s: float) -> float:
     return max(paid, asked)
 
 
-def next_turn(
-    residents: Iterable[Generation], *, now: float, min_residency_s: float
-) -> float | None:
+def next_turn(residents: Iterable[Generation], at: Moment) -> float | None:
     """The first moment after `now` at which a turn ends; None: no turn will."""
-    ends = (turn_ends(g, min_residency_s) for g in residents if _serves(g))
-    return min((at for at in ends if now < at < math.inf), default=None)
+    ends = (turn_ends(g, at.min_residency_s) for g in residents if _serves(g) and not g.pinned)
+    return min((end for end in ends if at.now < end < math.inf), default=None)
 
 
-def _turn_is_over(model: Model, now: float, min_residency_s: float) -> bool:
-    return all(turn_ends(g, min_residency_s) <= now for g in model)
+def _turn_is_over(model: Model, at: Moment) -> bool:
+    """One that idles longer than its own config lets it has nothing to be protected for."""
+    if _is_asleep(model[0]) or _is_expired(model, at.now):
+        return True
+    return all(turn_ends(g, at.min_residency_s) <= at.now for g in model)
 
 
-def _turn_rank(model: Model, idle: set[str], now: float) -> tuple[bool, int, float, int]:
-    if model[0].spec.model in idle:
-        return _rank(model, now)
+def _turn_rank(model: Model) -> tuple[int, float, int]:
     ready = min(g.ready_at or 0.0 for g in model)
-    return (True, max(g.spec.config.priority for g in model), ready, min(g.serial for g in model))
+    return (max(g.spec.config.priority for g in model), ready, min(g.serial for g in model))
 
 
-def _enough(short: int, models: Iterable[Model]) -> list[Generation] | None:
-    """The first of `models` that free `short` bytes together, without those they make needless."""
-    if short <= 0:
-        return []
+def _enough(short: Mapping[str, int], models: Iterable[Model]) -> list[Generation] | None:
+    """The first of `models` that free all that is short, without those they make needless."""
+    rest = {device: n_bytes for device, n_bytes in short.items() if n_bytes > 0}
     chosen: list[Model] = []
     for model in models:
-        chosen.append(model)
-        short -= _bytes(model)
-        if short <= 0:
+        if not any(n_bytes > 0 for n_bytes in rest.values()):
             break
-    if short > 0:
+        if any(rest[device] > 0 and _bytes(model, device) for device in rest):
+            chosen.append(model)
+            rest = {device: rest[device] - _bytes(model, device) for device in rest}
+    if any(n_bytes > 0 for n_bytes in rest.values()):
         return None
     for model in list(chosen):
-        if short + _bytes(model) <= 0:
+        if all(rest[device] + _bytes(model, device) <= 0 for device in rest):
             chosen.remove(model)
-            short += _bytes(model)
+            rest = {device: rest[device] + _bytes(model, device) for device in rest}
     return [gen for model in chosen for gen in model]
 
 
@@ -124,11 +152,15 @@ def _stays(gen: Generation) -> bool:
         return False
     if gen.state in RISING:
         return gen.state is not State.QUEUED or gen.trigger.asked
-    return gen.state is State.READY and (gen.leases > 0 or gen.spec.config.pin)
+    return gen.state is State.READY and (gen.leases > 0 or gen.pinned)
 
 
 def _serves(gen: Generation) -> bool:
     return gen.state is State.READY and not gen.retire_asked.is_set()
+
+
+def _is_asleep(gen: Generation) -> bool:
+    return gen.state is State.ASLEEP and not gen.retire_asked.is_set()
 
 
 def _loads(gen: Generation) -> bool:
@@ -141,20 +173,31 @@ def _may_leave(residents: Iterable[Generation]) -> list[Model]:
     gens = list(residents)
     staying = in_use(gens)
     models: dict[str, Model] = {}
+    asleep: list[Model] = []
     for gen in gens:
-        if _serves(gen):
+        if _is_asleep(gen) and not gen.pinned:
+            asleep.append([gen])
+        elif _serves(gen):
             models.setdefault(gen.spec.model, []).append(gen)
-    return [gens for name, gens in models.items() if name not in staying]
+    return asleep + [gens for name, gens in models.items() if name not in staying]
 
 
-def _rank(model: Model, now: float) -> tuple[bool, int, float, int]:
-    at = _ttl_ends(model)
+def _rank(
+    model: Model, short: Mapping[str, int], at: Moment
+) -> tuple[bool, bool, int, float, float, int]:
     return (
-        at is None or at > now,
+        not _is_asleep(model[0]),
+        not _is_expired(model, at.now),
         max(g.spec.config.priority for g in model),
+        credit(model, short, at.clock),
         max(g.last_used for g in model),
         min(g.serial for g in model),
     )
+
+
+def _is_expired(model: Model, now: float) -> bool:
+    at = _ttl_ends(model)
+    return at is not None and at <= now
 
 
 def _ttl_ends(model: Model) -> float | None:
@@ -163,5 +206,5 @@ def _ttl_ends(model: Model) -> float | None:
     return max(ends) if len(ends) == len(model) else None
 
 
-def _bytes(model: Model) -> int:
-    return sum(g.reserved for g in model)
+def _bytes(model: Model, device: str) -> int:
+    return sum(g.held.get(device, 0) for g in model)

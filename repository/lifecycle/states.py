@@ -19,6 +19,7 @@ class State(enum.StrEnum):
     WARMING = "warming"  # weights are in; warm-up requests and golden checks run
     READY = "ready"  # gives out leases
     DRAINING = "draining"  # gives out none; the old ones finish
+    ASLEEP = "asleep"  # the host stays with its weights in host memory; the device's is given back
     UNLOADING = "unloading"  # the host is stopping; memory is still held
     FAILING = "failing"  # as UNLOADING, after a fault
     GONE = "gone"  # stopped as asked; memory returned
@@ -31,6 +32,8 @@ class Event(enum.StrEnum):
     WARMED = "warmed"
     RETIRE = "retire"  # the planner no longer wants it
     DRAINED = "drained"  # the last lease ended, or patience did
+    SLEPT = "slept"  # so too, and what it had on its device lies in host memory now
+    WOKEN = "woken"  # a newer generation has taken over its host, and all the memory that it held
     STOPPED = "stopped"  # the host is down and its memory is back
     FAULT = "fault"  # load error, warm-up error, a check that disagrees, or the host died
 
@@ -42,7 +45,8 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     S.LOADING: {E.LOADED: S.WARMING, E.RETIRE: S.UNLOADING, E.FAULT: S.FAILING},
     S.WARMING: {E.WARMED: S.READY, E.RETIRE: S.UNLOADING, E.FAULT: S.FAILING},
     S.READY: {E.RETIRE: S.DRAINING, E.FAULT: S.FAILING},
-    S.DRAINING: {E.DRAINED: S.UNLOADING, E.FAULT: S.UNLOADING},
+    S.DRAINING: {E.DRAINED: S.UNLOADING, E.SLEPT: S.ASLEEP, E.FAULT: S.UNLOADING},
+    S.ASLEEP: {E.WOKEN: S.GONE, E.RETIRE: S.UNLOADING},
     S.UNLOADING: {E.STOPPED: S.GONE},
     S.FAILING: {E.STOPPED: S.FAILED},
     S.GONE: {},
@@ -50,7 +54,9 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 }
 
 TERMINAL = frozenset(s for s, row in TRANSITIONS.items() if not row)
-HOLDS_MEMORY = frozenset({S.LOADING, S.WARMING, S.READY, S.DRAINING, S.UNLOADING, S.FAILING})
+HOLDS_MEMORY = frozenset(
+    {S.LOADING, S.WARMING, S.READY, S.DRAINING, S.ASLEEP, S.UNLOADING, S.FAILING}
+)
 RISING = frozenset({S.QUEUED, S.LOADING, S.WARMING})
 LEAVING = frozenset({S.DRAINING, S.UNLOADING, S.FAILING})
 

@@ -31,7 +31,8 @@ class LastError:
 
 
 class ModelStatus(NamedTuple):  # a frozen dataclass takes five times as long to make
-    """`generations` newest first. `reloading`: one serves while another is on its way.
+    """`generations` newest first. `reloading`: one serves while another is on its way. `asleep`: one
+    sleeps.
 
     serving_version   the version that a request without one goes to now; None if none serves
     changed_at        the last step of any generation, seconds since 1970
@@ -48,6 +49,7 @@ class ModelStatus(NamedTuple):  # a frozen dataclass takes five times as long to
     folder: ModelFolder | None
     changed_at: float | None
     past: tuple[Generation, ...] = ()
+    asleep: bool = False
 
 
 PUBLIC: dict[State, Public] = {
@@ -56,6 +58,7 @@ PUBLIC: dict[State, Public] = {
     State.WARMING: Public.LOADING,
     State.READY: Public.LOADED,
     State.DRAINING: Public.UNLOADING,
+    State.ASLEEP: Public.UNLOADED,  # it does not serve; that it would be back at once stands beside it
     State.UNLOADING: Public.UNLOADING,
     State.FAILING: Public.FAILED,
     State.FAILED: Public.FAILED,
@@ -98,6 +101,7 @@ def describe(
         folder=folder,
         changed_at=max((g.story[-1].at for g in newest_first), default=None),
         past=_newest_first(past),
+        asleep=any(g.state is State.ASLEEP for g in newest_first),
     )
 
 
@@ -117,8 +121,8 @@ def _calm(
     serves = gen.state is State.READY
     state = Public.LOADED if serves else PUBLIC[gen.state]
     version = gen.spec.version if serves else None
-    at = gen.story[-1].at
-    return ModelStatus(name, state, False, version, None, wanted, found, folder, at, past)
+    at, asleep = gen.story[-1].at, gen.state is State.ASLEEP
+    return ModelStatus(name, state, False, version, None, wanted, found, folder, at, past, asleep)
 
 
 def _newest_first(generations: Collection[Generation]) -> tuple[Generation, ...]:
@@ -141,14 +145,17 @@ def _last_error(
         problem = folder.errors[0]
         return LastError(f"folder_{problem.rule}", str(problem), problem.version, None)
     settled: set[int] = set()  # versions of which something newer has succeeded
+    found: LastError | None = None
     for gen in newest_first:
-        if gen.state is State.READY:
+        if gen.state is State.READY and not gen.rolled_back:
             settled.add(gen.spec.version)
         if gen.error is not None and gen.spec.version not in settled:
-            return LastError(
+            found = LastError(
                 code_of(gen.error), text_of(gen.error), gen.spec.version, gen.story[-1].at
             )
-    return None
+            if not gen.rolled_back:  # else what it came back for is the cause, if that is there
+                return found
+    return found
 
 
 def code_of(error: BaseException) -> str:

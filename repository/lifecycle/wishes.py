@@ -23,6 +23,7 @@ class Word(enum.StrEnum):
     LOAD = "load"
     UNLOAD = "unload"
     DEMAND = "demand"  # a request waited for it: nobody's wish, so it does not outlast a restart
+    SLEEP = "sleep"  # somebody said so: not wanted, but what runs of it is kept where it can sleep
     EVICTED = "evicted"  # it made room for another, or idled too long; stays away until asked for
 
 
@@ -32,10 +33,12 @@ Note = Callable[[str, Word | None], None]
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """One version that should serve. A generation answers to it with the same fingerprint and an
-    epoch that is not older (a forced reload raises the epoch)."""
+    epoch that is not older (a forced reload raises the epoch). `back`: an older one again, since what
+    replaced it has failed; then of its epoch exactly: a forced reload of the same files is another."""
 
     spec: ModelSpec
     epoch: int = 0
+    back: bool = False
 
 
 class Before(NamedTuple):
@@ -50,7 +53,7 @@ class Before(NamedTuple):
 class Wishes:
     """`everything`: every model of the repository is wanted unless a word says otherwise; `named`:
     these are, in any case. `note` is told what was said last of a model, whenever that changes: LOAD,
-    UNLOAD, or None for nothing that counts."""
+    UNLOAD, SLEEP, or None for nothing that counts."""
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class Wishes:
         self.named = frozenset(named)
         self._note = note
         self._words: dict[str, Word] = {}
-        self._said: dict[str, Word] = {}  # by people: LOAD and UNLOAD only
+        self._said: dict[str, Word] = {}  # by people: LOAD, UNLOAD and SLEEP only
         self._epochs: dict[str, int] = {}
         self._spoken: dict[str, int] = {}  # how often, by people, and taken back
         self._before: dict[str, Before] = {}  # as of a load() not granted yet
@@ -126,6 +129,11 @@ class Wishes:
         self._speak(model, Word.UNLOAD)
         self._before.pop(model, None)
 
+    def sleep(self, model: str) -> None:
+        self._words[model] = Word.SLEEP
+        self._speak(model, Word.SLEEP)
+        self._before.pop(model, None)
+
     def evict(self, model: str) -> None:
         self._words[model] = Word.EVICTED
         self._before.pop(model, None)
@@ -167,12 +175,19 @@ class Wishes:
         return self._words.get(model)
 
     def said(self, model: str) -> Word | None:
-        """By people, whatever has happened since: LOAD, UNLOAD or nothing."""
+        """By people, whatever has happened since: LOAD, UNLOAD, SLEEP or nothing."""
         return self._said.get(model)
 
     def wanted(self, folder: ModelFolder | None) -> Mapping[int, Wanted]:
         """By version. Empty where the model is not wanted, or has nothing that could be loaded."""
-        if folder is None or not self.wants(folder.name):
+        return self._all(folder) if folder is not None and self.wants(folder.name) else {}
+
+    def resting(self, folder: ModelFolder | None) -> Mapping[int, Wanted]:
+        """By version: what may lie asleep. Not what was unloaded by hand, nor what is past."""
+        if folder is None or self._words.get(folder.name) is Word.UNLOAD:
             return {}
+        return self._all(folder)
+
+    def _all(self, folder: ModelFolder) -> Mapping[int, Wanted]:
         epoch = self._epochs.get(folder.name, 0)
         return {version: Wanted(spec, epoch) for version, spec in folder.specs.items()}

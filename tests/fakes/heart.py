@@ -12,6 +12,7 @@ from repository.hosts.base import Host
 from repository.life import Means
 from repository.lifecycle.generation import Generation, Trigger
 from repository.lifecycle.ledger import MemoryLedger
+from repository.lifecycle.placement import HOST, Placement
 from repository.lifecycle.states import Event, State
 from repository.lifecycle.wishes import Wishes
 from repository.messages import Loaded
@@ -69,6 +70,7 @@ WAYS: dict[State, tuple[Event, ...]] = {
     State.WARMING: (Event.ADMIT, Event.LOADED),
     State.READY: (Event.ADMIT, Event.LOADED, Event.WARMED),
     State.DRAINING: (Event.ADMIT, Event.LOADED, Event.WARMED, Event.RETIRE),
+    State.ASLEEP: (Event.ADMIT, Event.LOADED, Event.WARMED, Event.RETIRE, Event.SLEPT),
     State.UNLOADING: (Event.ADMIT, Event.RETIRE),
     State.GONE: (Event.RETIRE,),
 }
@@ -78,13 +80,24 @@ def brought(gen: Generation, state: State, error: Exception | None = None) -> Ge
     """Walks `gen` along the table to `state`; with `error` to FAILING or FAILED."""
     for event in WAYS.get(state, (Event.ADMIT,)):
         if gen.state is State.QUEUED and event is Event.ADMIT:
-            gen.reserved = gen.spec.bytes_needed
+            gen.placement = gen.options[0]
+            gen.held = dict(gen.placement.needs)
+        gen.sleeps = event is Event.SLEPT
         gen.step(event)
     if state in (State.FAILING, State.FAILED):
         gen.fault(error or OSError("broken"))
     if state is State.FAILED:
         gen.step(Event.STOPPED)
-        gen.reserved = 0
+        gen.held = {}
+    return gen
+
+
+def at(device: str, gen: Generation) -> Generation:
+    """The same on another device."""
+    where = Placement((device,), {device: gen.spec.bytes_needed})
+    gen.options = (where,)
+    if gen.held:
+        gen.placement, gen.held = where, dict(where.needs)
     return gen
 
 
@@ -94,6 +107,7 @@ def resident(
     """READY and idle since `last_used`."""
     gen = brought(newborn(spec(model, n_bytes=n_bytes, **config), serial), State.READY)
     gen.last_used = last_used
+    gen.pinned = gen.spec.config.pin
     return gen
 
 
@@ -108,7 +122,8 @@ async def never_changed(what: ModelSpec) -> bool:
 def means(make_host: Callable[[ModelSpec], Host], **rest: Any) -> Means:
     rest.setdefault("rehearse", no_rehearsal)
     rest.setdefault("unchanged", never_changed)
-    return Means(make_host=make_host, phase=lambda gen, name, took: None, **rest)
+    rest.setdefault("phase", lambda gen, name, took: None)
+    return Means(make_host=make_host, **rest)
 
 
 def reconciler(
@@ -118,12 +133,16 @@ def reconciler(
     everything: bool = False,
     lives: dict[str, Any] | None = None,
     devices: Iterable[str] = ("cpu",),
+    tier: int | None = None,
     **rest: Any,
 ) -> Reconciler:
-    """Each device has `capacity` bytes."""
+    """Each device has `capacity` bytes, the host tier `tier` (None: there is none)."""
+    ledgers = {device: MemoryLedger(device, capacity) for device in devices}
+    if tier is not None:
+        ledgers[HOST] = MemoryLedger(HOST, tier)
     return Reconciler(
         means(make_host, **(lives or {})),
-        {device: MemoryLedger(device, capacity) for device in devices},
+        ledgers,
         Wishes(everything=everything),
         **rest,
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from repository.adapters.orders import AdapterOrder, AdapterReport
 from repository.errors import WorkerDiedError
 from repository.generate import Ended, GenerateRequest, Piece
+from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.spec import ModelSpec
 
@@ -34,10 +35,13 @@ class FakeHost:
     load_s, load_error   how long a load takes; what it raises afterwards instead of `loaded`
     infer_s, result      how long one call takes in a slot; what it answers, or raises
     stop_s               how long stopping takes after what was in flight
+    sleep_s, sleep_error, asleep   how long falling asleep takes; what it raises; what `memory` says then
+    wake_s, wake_error   how long waking takes; what it raises
+    validate_s, validate_error     the same of `validate`
     token_s, writes      how long one piece takes (all sequences run at once); what they are, or what
                          it raises instead of the next
     reports              what becomes of an order
-    calls                "load" and "stop", as they came
+    calls                "load", "sleep", "wake", "validate" and "stop", as they came
     batches              every request that was given to `infer`
     asked, cancelled     every request that was given to `generate`; those that were cancelled
     orders               every order that was given to `adapt`
@@ -52,8 +56,15 @@ class FakeHost:
         slots: int = 1,
         loaded: Loaded | None = None,
         result: Callable[[InferRequest], InferResponse] = echo,
-        memory: Mapping[str, int] | None = None,
+        memory: Memory | None = None,
         stop_s: float = 0.0,
+        sleep_s: float = 0.0,
+        sleep_error: BaseException | None = None,
+        asleep: Memory | None = None,
+        wake_s: float = 0.0,
+        wake_error: BaseException | None = None,
+        validate_s: float = 0.0,
+        validate_error: BaseException | None = None,
         token_s: float = 0.0,
         writes: Callable[[GenerateRequest], Iterable[Piece]] = count,
         reports: Callable[[AdapterOrder], AdapterReport] = done,
@@ -64,6 +75,10 @@ class FakeHost:
         self.load_error = load_error
         self.infer_s = infer_s
         self.stop_s = stop_s
+        self.sleep_s, self.sleep_error, self.asleep = sleep_s, sleep_error, asleep
+        self.wake_s, self.wake_error = wake_s, wake_error
+        self.validate_s, self.validate_error = validate_s, validate_error
+        self.sleeping = False
         self.loaded = loaded or Loaded()
         self.result = result
         self.token_s = token_s
@@ -86,10 +101,10 @@ class FakeHost:
         """Calls that occupy a slot now."""
         return len(self._running)
 
-    async def load(self, spec: ModelSpec, device: str) -> Loaded:
+    async def load(self, spec: ModelSpec, devices: Sequence[str]) -> Loaded:
         assert not self.calls, "load comes first and once"
         self.calls.append("load")
-        self.spec, self.device = spec, device
+        self.spec, self.device = spec, devices[0]
         await asyncio.wait({self.died}, timeout=self.load_s)
         if self.died.done():
             raise WorkerDiedError(self.died.result())
@@ -98,7 +113,7 @@ class FakeHost:
         return self.loaded
 
     def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]:
-        assert "stop" not in self.calls, "infer after stop"
+        assert "stop" not in self.calls and not self.sleeping, "infer after stop, or asleep"
         future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
         if self.died.done():
             future.set_exception(WorkerDiedError(self.died.result()))
@@ -131,8 +146,32 @@ class FakeHost:
         self.orders += orders
         return [self.reports(order) for order in orders]
 
-    async def memory(self) -> dict[str, int]:
-        return dict(self.measured)
+    async def memory(self) -> Memory:
+        return dict((self.asleep or {}) if self.sleeping else self.measured)
+
+    async def sleep(self) -> None:
+        assert "stop" not in self.calls and not self.sleeping and not self._running
+        self.calls.append("sleep")
+        await self._takes(self.sleep_s, self.sleep_error)
+        self.sleeping = True
+
+    async def wake(self) -> None:
+        assert "stop" not in self.calls and self.sleeping
+        self.calls.append("wake")
+        await self._takes(self.wake_s, self.wake_error)
+        self.sleeping = False
+
+    async def validate(self, spec: ModelSpec, device: str) -> None:
+        assert not self.calls, "it is in place of a load"
+        self.calls.append("validate")
+        await self._takes(self.validate_s, self.validate_error)
+
+    async def _takes(self, for_s: float, error: BaseException | None) -> None:
+        await asyncio.wait({self.died}, timeout=for_s)
+        if self.died.done():
+            raise WorkerDiedError(self.died.result())
+        if error is not None:
+            raise error
 
     async def stop(self, grace_s: float) -> None:
         self.calls.append("stop")

@@ -1,9 +1,14 @@
-"""An NVML with the GPUs that a test gives it, to be changed while it runs."""
+"""An NVML with the GPUs that a test gives it, to be changed while it runs; and one that plays back what
+a driver said (`tests/data/nvml`, made by `tests/fakes/record_nvml.py`)."""
 
 from __future__ import annotations
 
+import json
 import threading
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +29,9 @@ class FakeGpu:
     memory_percent: int = 12
     processes: list[tuple[int, int | None]] | None = field(default_factory=list)  # pid, bytes
     lost: bool = False
+    limit_mw: int | None = 700_000
+    divided: bool | None = None  # in MIG mode; None: a GPU that cannot be
+    parts: list[FakeGpu | None] = field(default_factory=list)  # its instances, None: an empty slot
 
 
 @dataclass
@@ -35,6 +43,7 @@ class FakeNvml:
     broken: str = ""
     opened: int = 0
     names: dict[int, str] = field(default_factory=dict)  # of processes, where NVML can tell
+    driver: str = "550.54.15"
     hangs: threading.Event | None = None  # a driver that answers once this is set
     NVMLError: type[Exception] = FakeNvmlError
 
@@ -52,8 +61,28 @@ class FakeNvml:
     def nvmlDeviceGetHandleByIndex(self, index: int) -> FakeGpu:  # noqa: N802
         return self.gpus[index]
 
+    def nvmlDeviceGetMigMode(self, handle: FakeGpu) -> list[int]:  # noqa: N802
+        divided = _told(handle.divided)
+        return [int(divided), int(divided)]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: FakeGpu) -> int:  # noqa: N802
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: FakeGpu, index: int) -> FakeGpu:  # noqa: N802
+        part = handle.parts[index] if index < len(handle.parts) else None
+        if part is None:
+            raise FakeNvmlError("Not Found")
+        return part
+
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+        return self.driver
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: FakeGpu) -> int:  # noqa: N802
+        return _told(handle.limit_mw)
+
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> FakeGpu:  # noqa: N802
-        for gpu in (*self.gpus, *self.mig):
+        parts = [part for gpu in self.gpus for part in gpu.parts if part is not None]
+        for gpu in (*self.gpus, *self.mig, *parts):
             if gpu.uuid == uuid:
                 return gpu
         raise FakeNvmlError("Not Found")
@@ -98,3 +127,46 @@ def _told(value: int | None) -> int:
     if value is None:
         raise FakeNvmlError("Not Supported")
     return value
+
+
+RECORDINGS = Path(__file__).resolve().parents[1] / "data" / "nvml"
+
+
+class Replayed:
+    """What a driver said, again, in its order; the last answer to a question is given for ever.
+
+    A line of a recording: {"call", "args", "answer" or "error"}. A handle is the text by which the
+    recorder named it: "gpu0", "gpu0/mig1", or the UUID that was asked for.
+    """
+
+    NVMLError: type[Exception] = FakeNvmlError
+
+    def __init__(self, name: str) -> None:
+        self._said: dict[str, deque[dict[str, Any]]] = {}
+        for line in (RECORDINGS / f"{name}.jsonl").read_text().splitlines():
+            entry = json.loads(line)
+            self._said.setdefault(_question(entry["call"], entry["args"]), deque()).append(entry)
+
+    def __getattr__(self, call: str) -> Callable[..., Any]:
+        if not call.startswith("nvml"):
+            raise AttributeError(call)
+        return lambda *args: self._answer(call, list(args))
+
+    def _answer(self, call: str, args: list[Any]) -> Any:
+        question = _question(call, args)
+        assert question in self._said, f"nobody recorded {question}"
+        said = self._said[question]
+        entry = said.popleft() if len(said) > 1 else said[0]
+        if "error" in entry:
+            raise FakeNvmlError(entry["error"])
+        return _object(entry["answer"])
+
+
+def _question(call: str, args: list[Any]) -> str:
+    return f"{call}({', '.join(map(str, args))})"
+
+
+def _object(said: Any) -> Any:
+    if isinstance(said, dict):
+        return SimpleNamespace(**said)
+    return [_object(one) for one in said] if isinstance(said, list) else said

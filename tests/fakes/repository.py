@@ -9,18 +9,21 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from repository.config import ModelConfig
 from repository.errors import (
+    ConflictError,
     DrainingError,
     LoadFailedError,
     ModelNotFoundError,
     RepositoryError,
 )
 from repository.events import EventBus
-from repository.lifecycle.generation import Generation, Lease, Trigger
+from repository.lifecycle.generation import Generation, Lease, Trigger, first_choice
+from repository.lifecycle.placement import HOST, Placement
 from repository.lifecycle.refusals import not_serving
 from repository.lifecycle.states import TERMINAL, Event, State
 from repository.lifecycle.status import ModelStatus, Public, describe
@@ -34,7 +37,9 @@ from repository.reports import (
     HostReport,
     LoadReport,
     Options,
+    PinReport,
     Skill,
+    SleepReport,
     UnloadAllReport,
     UnloadReport,
 )
@@ -53,6 +58,7 @@ DOWN = {
     State.WARMING: (Event.RETIRE, Event.STOPPED),
     State.READY: (Event.RETIRE, Event.DRAINED, Event.STOPPED),
     State.DRAINING: (Event.DRAINED, Event.STOPPED),
+    State.ASLEEP: (Event.RETIRE, Event.STOPPED),
     State.UNLOADING: (Event.STOPPED,),
     State.FAILING: (Event.STOPPED,),
 }
@@ -66,6 +72,9 @@ class FakeRepository(Repository):
     """`add` a model, then load and unload it.
 
     fail       name -> what its loads raise
+    awake      name -> why it cannot sleep
+    bedless    name -> why it is unloaded instead of sleeping
+    unpinned   name -> why its pins are not honoured
     answers    the model: a response, an error or a future of one for each request
     calls      what was asked for, in order
     load_gate  an Event that loads wait for
@@ -80,6 +89,9 @@ class FakeRepository(Repository):
         self.generations: dict[str, list[Generation]] = {}
         self.wanted: set[str] = set()
         self.fail: dict[str, RepositoryError] = {}
+        self.awake: dict[str, str] = {}
+        self.bedless: dict[str, str] = {}
+        self.unpinned: dict[str, str] = {}
         self.unload_errors: dict[str, str] = {}
         self.plans: dict[str, DryRun] = {}
         self.calls: list[tuple[Any, ...]] = []
@@ -92,6 +104,9 @@ class FakeRepository(Repository):
 
     @property
     def on_demand(self) -> bool:
+        return False
+
+    def loads_on_request(self, model: str) -> bool:
         return False
 
     def waiting(self, model: str) -> int:
@@ -149,19 +164,20 @@ class FakeRepository(Repository):
         for event in UP[gen.state]:
             gen.step(event)
         gen.loaded = Loaded(platform="fake")
-        gen.reserved = gen.spec.bytes_needed
+        gen.placement = gen.options[0]
+        gen.held = dict(gen.placement.needs)
         return gen
 
     def bring_down(self, gen: Generation) -> None:
         for event in DOWN.get(gen.state, ()):
             gen.step(event)
-        gen.reserved = 0
+        gen.held = {}
 
     def break_down(self, gen: Generation, error: BaseException) -> None:
         gen.fault(error)
         if gen.state not in TERMINAL:
             gen.step(Event.STOPPED)
-        gen.reserved = 0
+        gen.held = {}
 
     def _stepped(self, gen: Generation, before: State) -> None:
         self.events.publish(
@@ -213,11 +229,16 @@ class FakeRepository(Repository):
         config: Any = None,  # it is all the same to a model that does nothing
     ) -> LoadReport:
         self.calls.append(("load", model, force))
+        gens = self.generations.get(self._folder(model).name, ())
+        alive = [g for g in gens if g.state not in TERMINAL]
+        asleep = any(g.state is State.ASLEEP for g in alive)
+        return await self._up(model, force=force or asleep, old=alive)
+
+    async def _up(self, model: str, *, force: bool, old: list[Generation]) -> LoadReport:
         folder = self._folder(model)
         if self.is_draining:
             raise DrainingError("the server is shutting down", retry_after_s=5.0)
         self.wanted.add(folder.name)
-        old = [g for g in self.generations.get(folder.name, ()) if g.state not in TERMINAL]
         if old and not force:
             return LoadReport(model, tuple(g.spec.version for g in old), True, 0.0)
         if self.load_gate is not None:
@@ -241,6 +262,46 @@ class FakeRepository(Repository):
         for gen in alive:
             self.bring_down(gen)
         return UnloadReport(name, len(alive), freed, 0.01)
+
+    async def sleep(self, model: str) -> SleepReport:
+        self.calls.append(("sleep", model))
+        name = self._folder(model).name
+        if self.is_draining:
+            raise DrainingError("the server is shutting down", retry_after_s=5.0)
+        gens = self.generations.get(name, ())
+        alive = [g for g in gens if g.state not in TERMINAL and g.state is not State.ASLEEP]
+        if name in self.awake or not any(g.state not in TERMINAL for g in gens):
+            why = self.awake.get(name, "it is not loaded")
+            raise ConflictError(f"model '{name}' cannot sleep: {why}")
+        self.wanted.discard(name)
+        freed = {"cpu": sum(g.reserved for g in alive)} if alive else {}
+        why = self.bedless.get(name, "")
+        for gen in alive:
+            if why:
+                self.bring_down(gen)
+            else:
+                for event in (Event.RETIRE, Event.SLEPT):
+                    gen.step(event)
+                gen.held = {HOST: gen.needed}
+        asleep = [g for g in gens if g.state is State.ASLEEP]
+        unloaded, held = len(alive) if why else 0, sum(g.reserved for g in asleep)
+        return SleepReport(name, len(asleep), unloaded, why, freed, held, 0.25)
+
+    async def wake(self, model: str) -> LoadReport:
+        self.calls.append(("wake", model))
+        name = self._folder(model).name
+        alive = [g for g in self.generations.get(name, ()) if g.state not in TERMINAL]
+        asleep = [g for g in alive if g.state is State.ASLEEP]
+        report = await self._up(model, force=bool(asleep), old=alive)
+        return replace(report, woken=bool(asleep))
+
+    async def pin(self, model: str, pinned: bool) -> PinReport:
+        self.calls.append(("pin", model, pinned))
+        name = self._folder(model).name
+        why = self.unpinned.get(name, "") if pinned else ""
+        for gen in self.generations.get(name, ()):
+            gen.pinned, gen.pin_refused = pinned and not why, why
+        return PinReport(name, pinned, pinned and not why, why)
 
     async def unload_all(self) -> UnloadAllReport:
         done: list[UnloadReport] = []
@@ -298,8 +359,16 @@ class FakeRepository(Repository):
         return True
 
     def devices(self) -> list[DeviceReport]:
-        held = sum(g.reserved for gens in self.generations.values() for g in gens)
-        return [DeviceReport("cpu", "cpu", 10_000, held)]
+        gens = [g for of in self.generations.values() for g in of]
+        held = {device: sum(g.held.get(device, 0) for g in gens) for device in ("cpu", HOST)}
+        return [
+            DeviceReport("cpu", "cpu", 10_000, held["cpu"]),
+            DeviceReport(HOST, HOST, 5_000, held[HOST]),
+        ]
+
+    def expects(self, spec: ModelSpec) -> Placement:
+        source = "estimate" if spec.config.memory is None else "config"
+        return first_choice(spec)[0]._replace(source=source)
 
     def _folder(self, model: str) -> ModelFolder:
         for name, folder in self.folders.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from repository.errors import ModelNotFoundError
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.status import ModelStatus, describe
-from repository.reports import AdapterView
+from repository.reports import AdapterView, HostReport
 from repository.repository import DeviceReport, Repository
 from repository.snapshot import ModelFolder
 
@@ -45,6 +45,9 @@ class ShownRepository(Repository):
     def statuses(self) -> list[ModelStatus]:
         return [self.status(name) for name in self.names()]
 
+    def loads_on_request(self, model: str) -> bool:
+        return self.on_demand
+
     @property
     def on_demand(self) -> bool:
         return True
@@ -57,6 +60,9 @@ class ShownRepository(Repository):
 
     def devices(self) -> list[DeviceReport]:
         return self.reports
+
+    def host(self) -> HostReport:
+        return HostReport(0.25, 8 * 2**30, 2**30)
 
     @property
     def ready(self) -> bool:

@@ -27,7 +27,8 @@ pytestmark = [
 ]
 
 
-def used(models: Repository, device: str) -> int:
+async def used(models: Repository, device: str) -> int:
+    await models.gpus()  # else what they said some seconds ago
     return next(d.used for d in models.devices() if d.device == device)
 
 
@@ -43,16 +44,16 @@ async def serving_one(tmp_path, device):
 async def test_a_model_on_the_gpu_answers_and_its_unload_returns_the_memory(tmp_path):
     models = Repository(await serving_one(tmp_path, GPUS[0]))
     async with models.running():
-        before = used(models, GPUS[0])
+        before = await used(models, GPUS[0])
         await models.load("m")
-        assert used(models, GPUS[0]) > before
+        assert await used(models, GPUS[0]) > before
         with models.lease("m") as gen:
             assert gen.device == GPUS[0]
             assert "CUDAExecutionProvider" in gen.loaded.details["providers"]
             x = np.ones((1, 4), np.float32)
             answer = await models.infer(gen, InferRequest([Tensor.of("x", x)]))
             assert answer.outputs[0].array().tolist() == [[3.0] * 4]
-        peak = used(models, GPUS[0])
+        peak = await used(models, GPUS[0])
         report = await models.unload("m")
         assert report.bytes_freed > 0
-        assert used(models, GPUS[0]) - before <= (peak - before) // 100
+        assert await used(models, GPUS[0]) - before <= (peak - before) // 100

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from tests.fakes.heart import at
 from tests.fakes.repository import FakeRepository
 from tests.fakes.serving import serving
 
@@ -19,7 +20,7 @@ def depot(**devices: str) -> FakeRepository:
     models = FakeRepository()
     for name, device in devices.items():
         models.add(name)
-        models.bring_up(name).device = device
+        at(device, models.bring_up(name))
     return models
 
 

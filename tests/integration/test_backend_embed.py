@@ -71,7 +71,7 @@ def test_tokens_are_averaged_and_vectors_have_length_one(encoder, written):
     np.testing.assert_allclose(found, unit(means(encoder, written)), atol=1e-5)
     told = {"engine": "torch", "dimensions": WIDTH, "max_tokens": 256, "pooling": "mean"}
     assert told.items() <= loaded.details.items() and loaded.details["normalize"] is True
-    assert loaded.abilities == ("embed", "adapt") and loaded.max_batch_size == 32
+    assert loaded.abilities == ("embed", "adapt", "sleep") and loaded.max_batch_size == 32
     assert loaded.memory["weights"] == sum(
         t.nbytes for t in (*encoder.parameters(), *encoder.buffers())
     )
@@ -229,7 +229,7 @@ def test_a_graph_gives_what_the_weights_give(written, folder):
         wanted = vectors(backend, texts(*TEXTS))
     with embedding(folder, engine="onnx") as (backend, loaded):
         np.testing.assert_allclose(vectors(backend, texts(*TEXTS)), wanted, atol=1e-5)
-        assert loaded.details["engine"] == "onnx" and loaded.abilities == ("embed",)
+        assert loaded.details["engine"] == "onnx" and loaded.abilities == ("embed", "sleep")
         (report,) = backend.adapt([AdapterOrder("a", str(folder))])
         assert "engine is onnx" in report.error
         with pytest.raises(AdapterNotFoundError, match="engine is onnx"):

@@ -55,7 +55,7 @@ async def refused(
     """The text with which a model does not load."""
     spec = models.spec_of(path, **config)
     host = make(spec, tmp_path / "state", zygotes)
-    text = await fails(lambda: host.load(spec, "cpu"), kind)
+    text = await fails(lambda: host.load(spec, ["cpu"]), kind)
     await host.stop(5.0)
     assert str(tmp_path) not in text
     return text
@@ -196,12 +196,14 @@ async def test_a_wish_for_a_gpu_that_is_not_there_fails_unless_cpu_is_allowed(zy
     for options, extra in (({}, {}), ({"allow_cpu_fallback": False}, {"cpu_fallback": True})):
         spec = models.spec_of(path, options=options)
         host = make(spec, tmp_path / "s", zygotes, extra=extra)
-        text = await fails(lambda host=host, spec=spec: host.load(spec, "cuda:7"), LoadFailedError)
+        text = await fails(
+            lambda host=host, spec=spec: host.load(spec, ["cuda:7"]), LoadFailedError
+        )
         assert "cuda:7" in text and "set device to cpu" in text
         await host.stop(5.0)
     spec = models.spec_of(path, options={"allow_cpu_fallback": True})
     host = make(spec, tmp_path / "s", zygotes)
-    loaded = await host.load(spec, "cuda:7")
+    loaded = await host.load(spec, ["cuda:7"])
     assert loaded.details["providers"] == ["CPUExecutionProvider"]
     await host.stop(5.0)
 

@@ -52,7 +52,7 @@ async def refused(
     """The text with which a model does not load."""
     spec = models.spec_of(models.python_model(tmp_path / "m/1", source), "python", **config)
     host = make(spec, tmp_path / "s", zygotes)
-    text = await fails(lambda: host.load(spec, "cpu"), kind)
+    text = await fails(lambda: host.load(spec, ["cpu"]), kind)
     await host.stop(5.0)
     assert str(tmp_path) not in text
     return text
@@ -255,7 +255,7 @@ async def test_a_folder_without_model_py_and_an_unknown_option_are_refused(zygot
     folder.mkdir(parents=True)
     spec = models.spec_of(folder, "python")
     host = make(spec, tmp_path / "s", zygotes)
-    text = await fails(lambda: host.load(spec, "cpu"), IncompleteFilesError)
+    text = await fails(lambda: host.load(spec, ["cpu"]), IncompleteFilesError)
     assert text == "model.py is missing"
     await host.stop(5.0)
 

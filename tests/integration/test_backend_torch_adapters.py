@@ -71,7 +71,7 @@ def chosen(expected: dict[str, Any], names: Sequence[str]) -> Any:
 def test_each_row_is_as_peft_gives_it_also_where_the_slots_do_not_suffice(home, expected, slots):
     config = {"max_batch_size": 16, "adapters": Adapters(slots=slots, max_rank=8)}
     with loaded(order_of(home / "1", **config)) as (backend, told):
-        assert told.abilities == ("adapt",)
+        assert told.abilities == ("adapt", "sleep")
         added(backend, home)
         for names in (MIXED, MIXED[::-1], ("a1",) * 9):
             got = answer(backend.infer(asking(names)))["output"]
@@ -153,6 +153,6 @@ def test_one_that_is_not_registered_or_was_removed_is_refused_and_nothing_else_i
 def test_a_model_that_switches_adapters_off_says_so(home):
     config = {"adapters": Adapters(enabled=False)}
     with loaded(order_of(home / "1", **config)) as (backend, told):
-        assert told.abilities == ()
+        assert told.abilities == ("sleep",)
         (report,) = backend.adapt([order(home / "a0", "a0")])
         assert "adapters.enabled is false" in report.error

@@ -44,7 +44,7 @@ async def test_workers_answer_as_torch_does_and_keep_their_weights_whatever_is_w
         hosted(exported, state, zygotes) as (third, told_of_program),
     ):
         assert told.inputs == told_of_program.inputs == (TensorSpec("x", "FP32", (-1, 4)),)
-        assert (told.outputs, told.max_batch_size, told.abilities) == ((), 8, ("adapt",))
+        assert (told.outputs, told.max_batch_size, told.abilities) == ((), 8, ("adapt", "sleep"))
         assert told_of_program.outputs == (TensorSpec("output", "FP32", (-1, 3)),)
         assert told.memory["weights"] == 4 * sum(p.numel() for p in mlp().parameters())
         for file in [*(folder / "model.safetensors" for folder in folders), program]:
@@ -61,7 +61,7 @@ async def test_workers_answer_as_torch_does_and_keep_their_weights_whatever_is_w
             await third.infer(ask(*given(x=ROWS[:, :3])))
         assert (await first.infer(ask(*given(x=ROWS)))).outputs
         again = make(specs[0], state, zygotes)
-        text = await fails(lambda: again.load(specs[0], "cpu"), IncompleteFilesError)
+        text = await fails(lambda: again.load(specs[0], ["cpu"]), IncompleteFilesError)
         assert text.startswith("model.safetensors is not complete: ") and str(tmp_path) not in text
         await again.stop(5.0)
     assert not list((state / "snapshots").iterdir())

@@ -14,6 +14,11 @@ from pathlib import Path
 import pytest
 
 from repository import children
+from repository.hosts import snapshots
+from repository.hosts.zygotes import Zygotes
+from repository.reports import Options
+from repository.repository import Repository
+from tests.e2e.server import add_model
 
 ROOT = Path(__file__).parents[2]
 STARTS = {
@@ -93,3 +98,57 @@ def test_a_child_has_its_group_our_modules_and_the_environment_without_our_setti
     assert "MODELDEPOT_API_KEYS" not in env
     assert env["OPENBLAS_NUM_THREADS"] == "1"
     assert (env["CHOSEN"], env["LEFT"]) == ("by the user", "to us")
+
+
+TEMPORARY = """
+    import os, pathlib, tempfile
+
+    class Model:
+        def load(self, *_):
+            pathlib.Path(tempfile.mkdtemp(prefix="mine-"), "notes").write_text("x")
+
+        def infer(self, inputs):
+            return {"y": inputs["x"]}
+"""
+
+
+@pytest.mark.parametrize("given", [False, True])
+async def test_temporary_files_of_workers_lie_in_the_state_folder_and_go_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    monkeypatch.delenv("TMPDIR", raising=False)
+    (tmp_path / "elsewhere").mkdir()
+    if given:
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "elsewhere"))
+    add_model(tmp_path / "models", tmp_path, "m")
+    (tmp_path / "models/m/model.py").write_text(textwrap.dedent(TEMPORARY))
+    state = tmp_path / "state"
+    options = Options(root=tmp_path / "models", settle_s=0.05, trust_code=True, state_dir=state)
+    models = Repository(options)
+    async with models.running():
+        await models.load("m")
+        inside = [path.name[:5] for path in state.glob("scratch/*/*")]
+        outside = [path.name[:5] for path in (tmp_path / "elsewhere").iterdir()]
+    assert (inside, outside) == (([], ["mine-"]) if given else (["mine-"], []))
+    assert list((state / "scratch").glob("*")) == []
+
+
+async def test_a_state_folder_that_cannot_be_written_leaves_the_machines_temporary_folder(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "state").write_text("in the way")
+    zygotes = Zygotes(tmp_path / "state")
+    try:
+        assert not (await zygotes.warm("python")).dead
+    finally:
+        await zygotes.close()
+
+
+def test_temporary_files_that_a_killed_server_left_are_swept(tmp_path: Path) -> None:
+    own = snapshots.fresh(tmp_path, "scratch")
+    left = own.with_name(f"{os.getpid()}-1-1")  # of a process that had our number before us
+    for folder in (own, left):
+        folder.mkdir()
+        (folder / "notes").touch()
+    assert snapshots.sweep(tmp_path) == 1
+    assert [path.name for path in own.parent.iterdir()] == [own.name]

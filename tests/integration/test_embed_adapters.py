@@ -87,7 +87,7 @@ def test_each_row_of_a_batch_is_what_peft_makes_of_it(written, wanted, slots):
 
 def test_adapters_can_be_switched_off(written):
     with embedding(written / "e", adapters=Adapters(enabled=False)) as (backend, loaded):
-        assert loaded.abilities == ("embed",)
+        assert loaded.abilities == ("embed", "sleep")
         with pytest.raises(AdapterNotFoundError, match=r"adapters\.enabled"):
             backend.infer(ask((("x", "a0"),)))
 
@@ -96,7 +96,7 @@ async def test_requests_share_batches_and_a_bad_one_fails_alone(written, wanted,
     spec = spec_of(written / "e")
     asked = [ask((row,)) for row in ROWS]
     async with forking() as zygotes, hosted(spec, tmp_path / "s", zygotes) as (host, loaded):
-        assert loaded.max_batch_size == 32 and loaded.abilities == ("embed", "adapt")
+        assert loaded.max_batch_size == 32 and loaded.abilities == ("embed", "adapt", "sleep")
         await host.adapt([order_of(written / name) for name in NAMES[1:]])
         batcher = Batcher(host, loaded, spec.config, max_queue=100)
         *answers, garbled, unknown = await asyncio.gather(

@@ -15,6 +15,7 @@ from repository.devices.nvml import Gpus
 from repository.devices.readings import Readings
 from repository.reports import GpuUse
 from repository.repository import Options, Repository
+from tests.fakes.heart import at
 from tests.fakes.nvml import FakeGpu, FakeNvml
 from tests.fakes.repository import FakeRepository
 from tests.fakes.serving import Client, serving
@@ -144,7 +145,7 @@ async def test_marqos_words_are_cuda_for_the_first_gpu_and_a_number_for_the_othe
     models = FakeRepository()
     for name, device in (("a", "cuda:0"), ("b", "cuda:1"), ("c", "cpu")):
         models.add(name, loaded=True)
-        models.generations[name][0].device = device
+        at(device, models.generations[name][0])
     async with serving(models) as client:
         rows = (await client.get("/models")).json()["models"]
         assert [(r["model_name"], r["model_device"]) for r in rows] == [
@@ -155,7 +156,7 @@ async def test_marqos_words_are_cuda_for_the_first_gpu_and_a_number_for_the_othe
         for name, device in (("a", "cuda"), ("b", "cuda:1")):
             query = f"/models?model_name={name}&model_device={device}"
             assert device in (await client.delete(query)).json()["message"]
-        models.bring_up("a").device = "cuda:0"
+        at("cuda:0", models.bring_up("a"))
         assert (await client.delete("/models?model_name=a&model_device=cuda:0")).status_code == 200
 
 
@@ -163,7 +164,7 @@ async def test_a_model_on_two_devices_is_not_taken_off_one_of_them() -> None:
     models = FakeRepository()
     models.add("m", 1, 2)
     models.bring_up("m", 1)
-    models.bring_up("m", 2).device = "cuda:0"
+    at("cuda:0", models.bring_up("m", 2))
     async with serving(models) as client:
         rows = (await client.get("/models")).json()["models"]
         assert [row["model_device"] for row in rows] == ["cpu", "cuda"]

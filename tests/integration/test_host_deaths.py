@@ -76,7 +76,7 @@ async def test_a_worker_that_dies_while_loading_says_how(tmp_path):
     spec = models.spec_of(models.python_model(tmp_path / "m/1", source), "python", instances=2)
     async with forking() as zygotes:
         host = make(spec, tmp_path / "s", zygotes)
-        text = await fails(lambda: host.load(spec, "cpu"), WorkerDiedError)
+        text = await fails(lambda: host.load(spec, ["cpu"] * 2), WorkerDiedError)
         assert "killed by signal 11 (SIGSEGV)" in text
         await host.stop(5.0)
 
@@ -95,7 +95,7 @@ async def test_one_instance_that_cannot_load_fails_all_of_them(tmp_path):
         await zygotes.warm("python")
         before = children()
         host = make(spec, tmp_path / "s", zygotes)
-        text = await fails(lambda: host.load(spec, "cpu"), LoadFailedError)
+        text = await fails(lambda: host.load(spec, ["cpu"] * 3), LoadFailedError)
         assert text == "ValueError: the second is one too many"
         await host.stop(5.0)
         assert children() == before
@@ -114,7 +114,7 @@ async def test_a_cancelled_load_leaves_no_process(tmp_path):
         await zygotes.warm("python")
         before = children()
         host = make(spec, tmp_path / "s", zygotes)
-        loading = asyncio.create_task(host.load(spec, "cpu"))
+        loading = asyncio.create_task(host.load(spec, ["cpu"]))
         await mark.reached()
         loading.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -128,7 +128,7 @@ async def test_a_load_cancelled_before_its_worker_exists_leaves_no_process(tmp_p
     spec = models.spec_of(models.add_onnx(tmp_path / "m/1/model.onnx"))
     async with forking() as zygotes:
         host = make(spec, tmp_path / "s", zygotes)
-        loading = asyncio.create_task(host.load(spec, "cpu"))
+        loading = asyncio.create_task(host.load(spec, ["cpu"]))
         await asyncio.sleep(0)
         loading.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -168,7 +168,7 @@ async def test_a_model_that_hangs_is_killed_with_the_children_that_it_made(tmp_p
     spec = models.spec_of(models.python_model(tmp_path / "m/1", source), "python")
     async with forking() as zygotes:
         host = make(spec, tmp_path / "s", zygotes)
-        await host.load(spec, "cpu")
+        await host.load(spec, ["cpu"])
         asked = host.infer(ask(X))
         grandchild = int(await mark.reached())
         await host.stop(0.05)
@@ -233,7 +233,7 @@ def test_a_killed_server_leaves_no_process(tmp_path):
             specs = (models.spec_of(home / "m/1/model.onnx", instances=2),
                      models.spec_of(home / "p/1", "python"))
             for spec in specs:
-                await make(spec, home / "s", zygotes).load(spec, "cpu")
+                await make(spec, home / "s", zygotes).load(spec, ["cpu"] * spec.config.instances)
             print("ready", flush=True)
             await asyncio.Event().wait()
         asyncio.run(main())

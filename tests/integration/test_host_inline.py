@@ -59,7 +59,7 @@ async def test_stop_ends_the_threads_and_drops_the_model(tmp_path):
     before, files = threading.active_count(), open_files()
     host = make(spec, tmp_path / "s")
     assert isinstance(host, InlineHost)
-    await host.load(spec, "cpu")
+    await host.load(spec, ["cpu"])
     await host.infer(ask(X))
     backend = host._runners[0].backend
     gone = weakref.ref(backend._model.__class__)  # type: ignore[union-attr]
@@ -118,7 +118,7 @@ async def test_errors_inline_are_those_of_a_process(tmp_path):
         models.python_model(tmp_path / "b/1", "import nothing_like_it"), "python"
     )
     host = make(broken, tmp_path / "s")
-    text = await fails(lambda: host.load(broken, "cpu"), LoadFailedError)
+    text = await fails(lambda: host.load(broken, ["cpu"]), LoadFailedError)
     assert text == "ModuleNotFoundError: No module named 'nothing_like_it'"
     await host.stop(5.0)
     onnx = models.spec_of(models.add_onnx(tmp_path / "o/1/model.onnx"))
@@ -143,7 +143,7 @@ async def test_a_model_that_hangs_is_left_behind_in_time(tmp_path):
     try:
         spec = models.spec_of(models.python_model(tmp_path / "m/1", source), "python")
         host = make(spec, tmp_path / "s")
-        await host.load(spec, "cpu")
+        await host.load(spec, ["cpu"])
         asked = host.infer(ask(X))
         await host.stop(0.05)
         assert not asked.done()
@@ -156,7 +156,7 @@ async def test_a_model_that_hangs_is_left_behind_in_time(tmp_path):
 async def test_inline_refuses_a_gpu(tmp_path):
     spec = models.spec_of(models.add_onnx(tmp_path / "m/1/model.onnx"))
     host = make(spec, tmp_path / "s")
-    text = await fails(lambda: host.load(spec, "cuda:0"), LoadFailedError)
+    text = await fails(lambda: host.load(spec, ["cuda:0"]), LoadFailedError)
     assert "set host to process, or device to cpu" in text
     await host.stop(1.0)
 

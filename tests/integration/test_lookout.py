@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from repository import lookout
 from repository.errors import ModelNotReadyError
 from repository.folder.scan import Scanner
 from repository.folder.settle import Settler
@@ -177,3 +178,67 @@ async def test_a_repository_that_is_unmounted_is_not_an_empty_one(tmp_path):
             root.symlink_to(mounted)
             await found.lookout.look()
             assert found.names == ["a"]
+
+
+class Ears:
+    """A watcher that pokes as it is told to."""
+
+    def __init__(self):
+        self.pokes_, self.for_safety = asyncio.Queue(), False
+
+    def poke(self, *, event):
+        self.pokes_.put_nowait(event)
+
+    async def pokes(self):
+        while True:
+            self.for_safety = not await self.pokes_.get()
+            yield set()
+
+
+@asynccontextmanager
+async def overheard(root, monkeypatch):
+    monkeypatch.setattr(lookout, "TOLD_WITHIN_S", 0.2)
+    async with looking(root) as found:
+        found.missed, found.ears = asyncio.Event(), Ears()
+        found.lookout._observer.missed = found.missed.set
+        task = asyncio.create_task(found.lookout.watch(found.ears))
+        try:
+            await until(found, lambda: len(found.told) > 1)
+            yield found
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def test_a_change_that_only_a_regular_look_finds_was_lost_by_the_watcher(
+    tmp_path, monkeypatch
+):
+    async with overheard(tmp_path, monkeypatch) as found:
+        drop(tmp_path, "a")
+        found.ears.poke(event=False)
+        async with asyncio.timeout(30):
+            await found.missed.wait()
+        await until(found, lambda: found.names == ["a"])
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_change_that_an_event_tells_was_not_lost_even_if_it_comes_late(
+    tmp_path, monkeypatch, late
+):
+    async with overheard(tmp_path, monkeypatch) as found:
+        drop(tmp_path, "a")
+        if late:
+            found.ears.poke(event=False)
+        found.ears.poke(event=True)
+        await until(found, lambda: found.names == ["a"])
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(found.missed.wait(), 0.4)
+
+
+async def test_a_regular_look_that_finds_nothing_says_nothing(tmp_path, monkeypatch):
+    async with overheard(tmp_path, monkeypatch) as found:
+        scans = found.eyes.scans
+        found.ears.poke(event=False)
+        await until(found, lambda: found.eyes.scans > scans)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(found.missed.wait(), 0.4)

@@ -106,6 +106,12 @@ async def test_a_dry_run_loads_nothing_and_tells_what_would_happen() -> None:
             "device": "cuda:0",
             "would_evict": ["b:1"],
             "message": "b:1 would leave",
+            "devices": ["cuda:0"],
+            "needs": {"cuda:0": 700},
+            "source": "estimate",
+            "would_replace": False,
+            "would_wake": False,
+            "would_wait": False,
         }
         assert models.calls == []
 
@@ -169,6 +175,8 @@ async def test_unload_is_idempotent_and_says_what_came_back() -> None:
                 "status": "success",
                 "model": "a",
                 "message": "Model a unloaded successfully",
+                "leaked_bytes": 0,
+                "confirmed": True,
             }
 
 

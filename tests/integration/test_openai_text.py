@@ -230,8 +230,8 @@ async def test_a_full_queue_is_said_with_a_time_and_the_client_comes_again() -> 
             await client.with_options(max_retries=0).completions.create(model="held", prompt="f")
         assert full.value.status_code == 503 and full.value.response.headers["retry-after"] == "1"
         again = asyncio.ensure_future(client.completions.create(model="held", prompt="g"))
-        await depot.until(lambda: depot.metrics.registry.get_sample_value(
-            "modeldepot_load_shed_total", {"reason": "queue_full"}) == 2)  # fmt: skip
+        shed = depot.metrics.observer.server.frozen
+        await depot.until(lambda: shed()[names.LOAD_SHED][("queue_full",)] == 2)
         models.release()
         assert len((await five).choices) == 5
         await depot.until(lambda: len(models.pens) == 6)

@@ -83,7 +83,7 @@ async def test_texts_are_stepped_together_and_what_else_is_asked_goes_between(tm
         endless = host.generate(ask(tokens=10**9), long.tell)
         await long.first.wait()
         assert one(await host.infer(InferRequest([]))).tolist() == [1]
-        assert (await host.memory())["host"] > 0
+        assert (await host.memory())["cpu"]["workspace"] > 0
         (report,) = await host.adapt([AdapterOrder("a")])
         assert (report.name, report.error) == ("a", "")
         assert (await host.generate(ask(adapter="a"), Heard().tell)).finish == "length"

@@ -68,7 +68,7 @@ def test_the_text_is_what_the_tokenizer_makes_of_all_tokens(writer: Writer, toke
 
 
 def test_a_conversation_goes_through_the_chat_template(writer: Writer, tokenizer: Any) -> None:
-    assert writer.loaded.abilities == ("generate", "chat")
+    assert writer.loaded.abilities == ("generate", "chat", "sleep")
     messages = (user("drop a folder"), {"role": "assistant", "content": "why"}, user("see it"))
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     parts = [{"type": "text", "text": "drop "}, {"type": "text", "text": "a folder"}]
@@ -149,7 +149,7 @@ def test_a_template_that_does_not_end_is_ended(
 def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:
     tiny.write_text_model(tmp_path, chat=False)
     with writing(tmp_path) as writer:
-        assert writer.loaded.abilities == ("generate",)
+        assert writer.loaded.abilities == ("generate", "sleep")
         with pytest.raises(InvalidRequestError, match="no chat template; send a plain prompt"):
             writer.backend.begin(1, chat(user("hello")))
 

@@ -8,7 +8,7 @@ from repository.admission import Admit, Evict, Refuse, decide
 from repository.lifecycle.generation import Trigger
 from repository.lifecycle.ledger import MemoryLedger
 from repository.lifecycle.states import State
-from tests.fakes.heart import brought, newborn, resident, spec
+from tests.fakes.heart import at, brought, newborn, resident, spec
 
 
 def asked(model, n_bytes, serial=99, trigger=Trigger.API, **config):
@@ -178,10 +178,10 @@ def test_a_refusal_names_the_largest_and_counts_the_others():
 def test_each_device_has_a_queue_of_its_own():
     ledgers = {"cuda:0": MemoryLedger("cuda:0", 100), "cpu": MemoryLedger("cpu", 100)}
     full = resident("x", 100)
-    full.device = "cuda:0"
+    at("cuda:0", full)
     ledgers["cuda:0"].take(100)
     full.lease().begin()
     first, second = asked("a", 50, 2), asked("b", 50, 3)
-    first.device = "cuda:0"
+    at("cuda:0", first)
     found = decide([first, second], [full], ledgers, load_slots=4, room_wait_s=10, now=0.0)
     assert [(type(d).__name__, d.gen.spec.model) for d in found.todo] == [("Admit", "b")]

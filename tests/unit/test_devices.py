@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from repository.devices.inventory import Devices, budgets, parse_budgets
 from repository.devices.nvml import Gpus
 from repository.devices.ram import Memory, Ram
 from repository.errors import ConfigError
+from repository.reports import GpuProcess
 from tests.fakes.nvml import FakeGpu, FakeNvml
 
 GIB = 1 << 30
@@ -57,6 +59,17 @@ def test_a_version_2_limit_counts_and_its_cache_is_free(tmp_path: Path):
     ram = machine(tmp_path, groups="0::/pod/box\n")
     v2(tmp_path / "cgroup" / "pod" / "box", 4 * GIB, 3 * GIB, cache=GIB)
     assert ram.read() == Memory(4 * GIB, 2 * GIB)
+
+
+def test_where_a_group_is_slowed_down_is_its_limit(tmp_path: Path):
+    ram = machine(tmp_path, groups="0::/pod\n")
+    v2(tmp_path / "cgroup" / "pod", 4 * GIB, GIB)
+    (tmp_path / "cgroup" / "pod" / "memory.high").write_text(f"{3 * GIB}\n")
+    assert ram.read() == Memory(3 * GIB, 2 * GIB)
+    (tmp_path / "cgroup" / "pod" / "memory.max").write_text("max\n")
+    assert ram.read() == Memory(3 * GIB, 2 * GIB)
+    (tmp_path / "cgroup" / "pod" / "memory.high").write_text("max\n")
+    assert ram.read() == Memory(16 * GIB, 12 * GIB)
 
 
 def test_the_tightest_ancestor_decides(tmp_path: Path):
@@ -165,6 +178,30 @@ def test_a_gpu_that_falls_off_the_bus_keeps_the_names_of_the_others(
     assert len(caplog.records) == 1
     first.lost = False
     assert [d.device for d in devices.devices()] == ["cpu", "cuda:0", "cuda:1"]
+
+
+class OldDriver(FakeNvml):
+    """It lacks what the library asks for, and the library says so in its own way."""
+
+    class NVMLLibraryMismatchError(Exception):
+        pass
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: FakeGpu) -> list[Any]:  # noqa: N802
+        raise self.NVMLLibraryMismatchError
+
+
+def test_a_driver_that_is_too_old_to_list_processes_tells_the_rest():
+    gpus = Gpus(OldDriver([FakeGpu("GPU-a")]))
+    assert gpus.processes(0) == [] and gpus.read(0) is not None
+
+
+def test_a_process_whose_name_is_no_text_has_none():
+    class Strange(FakeNvml):
+        def nvmlSystemGetProcessName(self, pid: int) -> str:  # noqa: N802
+            return b"/opt/m\xf6dell".decode()
+
+    gpus = Gpus(Strange([FakeGpu("GPU-a", processes=[(7, 10)])]))
+    assert gpus.processes(0) == [GpuProcess(7, None, 10)]
 
 
 def test_closing_hands_nvml_back_once(tmp_path: Path):

@@ -5,43 +5,19 @@ import asyncio
 import pytest
 
 from repository.errors import CheckFailedError, FilesChangedError, LoadTimeoutError, WorkerDiedError
-from repository.life import live
-from repository.lifecycle.ledger import MemoryLedger
+from repository.life import Books, live
 from repository.lifecycle.states import Event, State
 from tests.fakes.heart import means, newborn, spec
 from tests.fakes.host import FakeHost
+from tests.fakes.stage import Stage
 
 pytestmark = pytest.mark.looptime
-
-
-class Stage:
-    """A generation that has just been admitted, its host, its ledger, and its life as a task."""
-
-    def __init__(self, host=None, **rest):
-        self.host = host or FakeHost()
-        self.ledger = MemoryLedger("cpu", 10)
-        self.gen = newborn(spec(n_bytes=10), clock=asyncio.get_running_loop().time)
-        self.ledger.take(10)
-        self.gen.reserved = 10
-        self.gen.step(Event.ADMIT)
-        self.life = asyncio.create_task(
-            live(self.gen, means(lambda s: self.host, **rest), self.give_back)
-        )
-
-    def give_back(self, gen):
-        self.ledger.give(gen.reserved)
-
-    def path(self):
-        return [str(step.state) for step in self.gen.story][2:]
-
-    def ended(self):
-        return self.host.calls, self.ledger.free
 
 
 async def test_happy_life():
     stage = Stage(FakeHost(load_s=3))
     await asyncio.sleep(4)
-    assert stage.gen.state is State.READY and stage.ledger.free == 0
+    assert stage.gen.state is State.READY and stage.free[0] == 0
     assert stage.gen.batcher is not None and stage.gen.signature is not None
     stage.gen.retire("test")
     await stage.life
@@ -109,7 +85,7 @@ async def test_files_that_change_during_the_load_fail_it():
 
     stage = Stage(unchanged=changed)
     await stage.life
-    assert isinstance(stage.gen.error, FilesChangedError) and stage.ledger.free == 10
+    assert isinstance(stage.gen.error, FilesChangedError) and stage.free[0] == 10
 
 
 async def test_a_load_that_takes_too_long_is_ended(looptime):
@@ -140,7 +116,7 @@ async def test_a_host_that_cannot_even_be_made_gives_the_memory_back():
     other = newborn(spec(n_bytes=10))
     other.step(Event.ADMIT)
     given = []
-    await live(other, means(never), given.append)
+    await live(other, means(never), Books(given.append))
     assert other.state is State.FAILED and given == [other]
 
 

@@ -20,7 +20,8 @@ GOOD = [
 BAD = [
     "", "/", "a/", "/a", "a//b", ".", "..", "../x", "a/../b", "a/./b", ".hidden", "a/.hidden", "%2e%2e",
     "a%2fb", "a\\b", "a b", "a\n", "a\0", "\x7f", "ü", "a\u202eb", "-a", "+a", "1", "14", "status",
-    "load", "unload", "unload-all", "stats", "a/versions/1", "a/infer", "infer/a", "a/ready",
+    "load", "unload", "unload-all", "sleep", "wake", "pin", "stats", "a/versions/1", "a/infer",
+    "infer/a", "a/ready",
     "a/config", "a/generate_stream", "a/trace", "x" * 201, "a/b/c/d/e/f/g/h/i", "~", "a:1", "a?b",
     "a#b", "\ud800",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from repository.errors import CheckFailedError, FilesChangedError, NoRoomError, 
 from repository.lifecycle.plan import (
     BACKOFF_S,
     LONGEST_ROW,
+    REFUSED_S,
     REST_S,
     STABLE_S,
     counting,
@@ -187,7 +188,9 @@ def test_dying_while_loading_ends_after_the_limit():
 def test_what_found_no_room_is_tried_again_when_it_fits():
     gens = [brought(newborn(), State.FAILED, NoRoomError("full"))]
     assert plan(want(1), gens, now=0, fits=lambda s: False).start == ()
-    assert len(plan(want(1), gens, now=0, fits=lambda s: True).start) == 1
+    found = plan(want(1), gens, now=0, fits=lambda s: True)
+    assert found.start == () and found.again_at == REFUSED_S  # nothing goes round without a pause
+    assert len(plan(want(1), gens, now=REFUSED_S, fits=lambda s: True).start) == 1
 
 
 def test_a_forced_reload_starts_beside_what_serves_the_same_files():

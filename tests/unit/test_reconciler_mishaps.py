@@ -220,6 +220,28 @@ async def test_each_refused_version_is_made_up_for_when_memory_comes_free():
         assert models.routes.find("a", 1) is not None
 
 
+async def test_the_refused_are_tried_again_when_who_came_before_them_is_refused_too():
+    models = reconciler(Hosts(load_s=1), room_wait_s=5)
+    models.wishes.named = frozenset({"late"})
+    async with models.running():
+        models.observe(sized(x=40, busy=30))
+        busy = (await load(models, "busy")).lease()
+        busy.begin()
+        in_use = (await load(models, "x")).lease()
+        in_use.begin()
+        models.observe(sized(x=40, busy=30, late=60, huge=90))
+        await asyncio.sleep(6)
+        assert states(models, "late") == ["failed"]
+        huge = asyncio.create_task(load(models, "huge"))
+        await asyncio.sleep(1)
+        in_use.end()
+        await unload(models, "x")  # there is room for it now, and one before it who waits for more
+        assert isinstance((await huge).error, NoRoomError)
+        await asyncio.sleep(2)
+        assert models.routes.find("late") is not None
+        busy.end()
+
+
 async def test_the_refused_are_tried_again_when_the_queue_before_them_is_empty():
     models = reconciler(Hosts(load_s=1), everything=True)
     gone = folders(spec("a", n_bytes=90, pin=True))

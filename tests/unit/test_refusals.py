@@ -69,3 +69,9 @@ def test_a_version_that_is_not_there_is_told_apart_from_one_that_does_not_serve(
     assert "version 9 is not found" in str(told(version=9))
     assert "version 1 is not at ready state" in str(told(version=1))
     assert "has no available versions" in str(told())
+
+
+def test_who_sleeps_is_told_to_be_woken_without_a_promise():
+    error = told(brought(newborn(), State.ASLEEP), wanted=False)
+    assert isinstance(error, ModelNotReadyError) and error.retry_after_s is None
+    assert "sleeps; wake it, or load it" in str(error)

@@ -36,11 +36,19 @@ def test_a_move_is_in_the_table_or_illegal(state, event):
             advance(state, event)
 
 
-def test_memory_is_taken_only_by_admit_and_given_back_only_by_stopped():
+def test_memory_is_taken_by_admit_given_back_by_stopped_and_passed_on_by_woken():
     for state, row in TRANSITIONS.items():
         for event, to in row.items():
-            if (state in HOLDS_MEMORY) != (to in HOLDS_MEMORY):
-                assert event is (Event.STOPPED if state in HOLDS_MEMORY else Event.ADMIT)
+            if to in HOLDS_MEMORY and state not in HOLDS_MEMORY:
+                assert event is Event.ADMIT
+            if state in HOLDS_MEMORY and to not in HOLDS_MEMORY:
+                assert event in (Event.STOPPED, Event.WOKEN)
+
+
+def test_only_what_sleeps_is_woken_and_only_what_has_drained_falls_asleep():
+    found = {(s, e) for s, row in TRANSITIONS.items() for e in row}
+    assert {s for s, e in found if e is Event.WOKEN} == {State.ASLEEP}
+    assert {s for s, e in found if e is Event.SLEPT} == {State.DRAINING}
 
 
 def test_no_state_can_come_back():
@@ -59,6 +67,6 @@ def test_every_state_that_is_not_terminal_can_be_asked_to_end_or_is_ending():
 
 
 def test_the_kinds_of_state_do_not_overlap():
-    kinds = [RISING, LEAVING, TERMINAL, frozenset({State.READY})]
+    kinds = [RISING, LEAVING, TERMINAL, frozenset({State.READY, State.ASLEEP})]
     assert frozenset().union(*kinds) == set(State)
     assert sum(len(k) for k in kinds) == len(State)

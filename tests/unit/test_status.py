@@ -112,3 +112,21 @@ async def test_a_load_whose_files_change_under_it_was_overtaken_not_wrong():
     gen = newborn()
     found = of_generation(gen, FilesChangedError("the files of m version 1 changed"))
     assert isinstance(found, SupersededError) and "changed" in str(found)
+
+
+def test_what_sleeps_is_unloaded_and_said_to_sleep():
+    status = told(gen(State.ASLEEP), gen(State.FAILED, 2), wanted=False)
+    assert status.asleep and status.state == "failed"
+    assert told(gen(State.ASLEEP), wanted=False).asleep and not told(gen(State.READY)).asleep
+
+
+def test_one_that_came_back_hides_nothing_of_what_it_came_back_for():
+    failed = gen(State.FAILED, 2, error=CheckFailedError("label differs"))
+    back = gen(State.READY, 3)
+    back.rolled_back = True
+    status = told(failed, back)
+    assert status.state == "loaded" and status.last_error.message == "label differs"
+    gone = gen(State.FAILED, 3, error=OSError("overwritten"))
+    gone.rolled_back = True
+    assert told(failed, gone).last_error.message == "label differs"
+    assert told(gone).last_error.message == "OSError: overwritten"

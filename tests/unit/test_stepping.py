@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from repository.backends.abilities import Told
 from repository.errors import RepositoryError
-from repository.generate import GenerateRequest, Piece
+from repository.generate import Ended, GenerateRequest, Piece
 from repository.hosts import failures, frames
 from repository.hosts.frames import GENERATE
 from repository.hosts.pipe import Frame, Pipe
@@ -69,3 +69,42 @@ def _no_answer(frame: Frame) -> list[Buffer]:
 
 def _fault(error: BaseException) -> RepositoryError:
     return failures.of_infer(error)
+
+
+class Writing(Slow):
+    """Ends what it writes at the third step; what is given up at the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._steps = 0
+
+    def begin(self, number: int, request: GenerateRequest) -> None:
+        self.calls.append("begin")
+        self._all.append(number)
+
+    def step(self) -> Sequence[Told]:
+        self.calls.append("step")
+        self._steps += 1
+        if self._steps < 3:
+            return [Told(number, Piece("x", [1])) for number in self._all]
+        ended, self._all = self._all, []
+        return [Told(number, Ended("length", 1, 2)) for number in ended]
+
+
+def test_a_worker_falls_asleep_when_what_was_begun_before_has_ended() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        request = frames.encode(GenerateRequest(text="a"))
+        ours.sendall(b"".join(frames.pack(GENERATE, 1, request)))
+        ours.sendall(b"".join(frames.pack(frames.SLEEP, 2, frames.encode(None))))
+        ours.sendall(b"".join(frames.pack(frames.Kind.MEMORY, 3, frames.encode(None))))
+        ours.sendall(b"".join(frames.pack(frames.STOP, 0, b"")))
+        backend = Writing()
+
+        def answer(frame: Frame) -> list[Buffer]:
+            kind = frames.Kind(frame.header[3])
+            backend.calls.append(kind.name)
+            return frames.pack(frames.REPLY, frame.header[2], frames.encode(None))
+
+        Stepping(Pipe(theirs), backend, answer, _fault).run()
+    assert backend.calls == ["begin", "MEMORY", "step", "step", "step", "SLEEP"]

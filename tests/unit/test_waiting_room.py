@@ -11,6 +11,9 @@ from server.waiting import WaitingRoom
 class Models:
     on_demand = True
 
+    def loads_on_request(self, model):
+        return self.on_demand
+
     def demand(self, model, version, take):
         return asyncio.get_running_loop().create_future()
 

@@ -224,3 +224,34 @@ def test_a_load_that_is_taken_back_does_not_bring_back_what_was_evicted_since():
     wishes.evict("a")
     wishes.take_back("a", before)
     assert wishes.word("a") is Word.EVICTED and wishes.said("a") is None
+
+
+def test_what_was_put_to_sleep_is_not_wanted_until_somebody_asks_and_may_rest():
+    noted = []
+    wishes = Wishes(everything=True, note=lambda model, said: noted.append((model, said)))
+    files = folder(spec("a"))
+    wishes.sleep("a")
+    assert not wishes.wants("a") and wishes.said("a") is Word.SLEEP and not wishes.wanted(files)
+    assert set(wishes.resting(files)) == {1} and noted == [("a", Word.SLEEP)]
+    wishes.demand("a")
+    assert wishes.wants("a") and wishes.said("a") is Word.SLEEP
+    wishes.withdraw("a")
+    assert wishes.word("a") is Word.SLEEP
+    wishes.load("a")
+    assert wishes.wants("a") and noted[-1] == ("a", Word.LOAD)
+
+
+def test_nothing_rests_of_what_was_unloaded_or_has_no_folder():
+    wishes = Wishes(everything=True)
+    wishes.evict("a")
+    assert wishes.resting(folder(spec("a")))
+    wishes.unload("a")
+    assert not wishes.resting(folder(spec("a"))) and not wishes.resting(None)
+
+
+def test_what_was_put_to_sleep_is_recalled_and_forgotten_with_its_folder():
+    wishes = Wishes(everything=True)
+    wishes.recall({"a": "sleep"})
+    assert not wishes.wants("a")
+    wishes.forget("a")
+    assert wishes.wants("a") and wishes.said("a") is None

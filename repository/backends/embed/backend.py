@@ -17,7 +17,8 @@ Options of the config (`options:`):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import msgspec
@@ -25,7 +26,8 @@ import numpy as np
 import torch
 
 from repository.adapters.orders import ROW_ADAPTERS, AdapterOrder, AdapterReport
-from repository.backends import agreement, registry
+from repository.backends import agreement, registry, torch_io
+from repository.backends.asleep import Movable, Tensors, tensors_of, together
 from repository.backends.base import Order
 from repository.backends.embed.company import by_length
 from repository.backends.embed.encoder import TorchEncoder, bytes_of
@@ -33,7 +35,9 @@ from repository.backends.embed.folder import EncoderFolder, read_folder
 from repository.backends.embed.onnx_encoder import OnnxEncoder, find_graph
 from repository.backends.embed.pooling import Head
 from repository.backends.embed.tokens import Row, Tokens
+from repository.backends.ferry import movable
 from repository.backends.lora.adapters import LoraAdapters
+from repository.backends.onnx import OnnxBackend
 from repository.config import ModelConfig
 from repository.errors import (
     AdapterNotFoundError,
@@ -41,6 +45,7 @@ from repository.errors import (
     InvalidTensorError,
     LoadFailedError,
 )
+from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded, TensorSpec
 from repository.tensors import Array, Tensor
 
@@ -56,13 +61,20 @@ NO_ADAPTERS = "the model takes no adapters: its engine is onnx, or adapters.enab
 
 
 class Encoder(Protocol):
+    """`session`: where its weights are not torch's."""
+
     name: str
+    session: OnnxBackend | None
 
     def run(self, ids: Array, mask: Array, types: Array | None) -> torch.Tensor: ...
 
     def bytes_of_weights(self) -> int: ...
 
     def details(self) -> dict[str, Any]: ...
+
+    def tensors(self) -> Iterable[torch.Tensor]:
+        """Those that torch has."""
+        ...
 
     def unload(self) -> None: ...
 
@@ -71,6 +83,7 @@ class EmbedBackend:
     _encoder: Encoder
     _head: Head
     _tokens: Tokens
+    _movable: Movable
 
     def __init__(self) -> None:
         self._lora: LoraAdapters | None = None
@@ -82,13 +95,15 @@ class EmbedBackend:
         registry.check_options(NAME, options)
         folder = read_folder(order.path, options)
         threads = max(1, registry.option(options, "threads", int, order.threads))
-        torch.set_num_threads(threads)
+        torch_io.begin(replace(order, threads=threads))
         self._tokens = Tokens(folder, threads=threads)
-        self._encoder = encoder = _encoder(folder, order, threads)
-        self._loaded = True
+        engine = _engine(folder, order)
+        self._movable = movable("cpu" if engine == "onnx" else order.device, self._tensors)
+        self._encoder = encoder = _encoder(engine, folder, order, threads)
         with torch.inference_mode():
             width = encoder.run(*self._tokens.table([Row([0])])).shape[-1]
         self._head = Head(folder, width, private=order.private)
+        self._loaded = True
         if isinstance(encoder, TorchEncoder):
             self._head.to(encoder.device)
             if config.adapters.enabled:
@@ -114,8 +129,43 @@ class EmbedBackend:
                 **({"assumed": list(folder.assumed)} if folder.assumed else {}),
                 **encoder.details(),
             },
-            abilities=("embed",) if self._lora is None else ("embed", "adapt"),
+            abilities=("embed", "sleep") if self._lora is None else ("embed", "adapt", "sleep"),
         )
+
+    def validate(self, order: Order) -> None:
+        """Everything but the numbers of the encoder: all that its folder says, and each weight's name
+        and shape."""
+        options = order.config.options
+        registry.check_options(NAME, options)
+        folder = read_folder(order.path, options)
+        Tokens(folder, threads=1)
+        if _engine(folder, order) == "onnx":
+            OnnxEncoder.check(folder, order)
+        else:
+            TorchEncoder.check(folder, order, registry.option(options, "dtype", str, "auto"))
+
+    def sleep(self) -> None:
+        if self._encoder.session is not None:
+            self._encoder.session.sleep()
+        self._movable.sleep()
+
+    def wake(self) -> None:
+        if self._encoder.session is not None:
+            self._encoder.session.wake()
+        self._movable.wake()
+
+    def memory(self) -> Memory:
+        if not self._loaded:
+            return {}
+        session = self._encoder.session
+        mine = self._movable.memory()
+        return mine if session is None else together(mine, session.memory())
+
+    def _tensors(self) -> Tensors:
+        return {
+            "weights": (*self._encoder.tensors(), *tensors_of(self._head)),
+            "adapters": self._lora.tensors() if self._lora is not None else (),
+        }
 
     def infer(self, request: InferRequest) -> InferResponse:
         for name in request.outputs:
@@ -137,7 +187,7 @@ class EmbedBackend:
         return self._lora.adapt(orders)
 
     def unload(self) -> None:
-        if self._loaded:
+        if hasattr(self, "_encoder"):  # else the load has failed
             self._encoder.unload()
             del self._encoder
         self._lora = None
@@ -193,9 +243,9 @@ class EmbedBackend:
             vectors[mine] = self._head(hidden, kept, self._skip).cpu().numpy()
 
 
-def _encoder(folder: EncoderFolder, order: Order, threads: int) -> Encoder:
-    options = order.config.options
-    engine = registry.option(options, "engine", str, "auto")
+def _engine(folder: EncoderFolder, order: Order) -> str:
+    """ "torch" or "onnx". Raises LoadFailedError, IncompleteFilesError."""
+    engine: str = registry.option(order.config.options, "engine", str, "auto")
     if engine not in ("auto", "torch", "onnx"):
         raise LoadFailedError(f"options.engine is '{engine}'; it must be auto, torch or onnx")
     stored = any(folder.encoder.glob("model.safetensors*"))
@@ -203,11 +253,16 @@ def _encoder(folder: EncoderFolder, order: Order, threads: int) -> Encoder:
         named = order.model_file.endswith(".onnx")
         graph = named or (not stored and find_graph(folder, order) is not None)
         engine = "onnx" if graph else "torch"
+    if engine == "torch" and not stored:
+        raise IncompleteFilesError(_no_weights(folder))
+    return engine
+
+
+def _encoder(engine: str, folder: EncoderFolder, order: Order, threads: int) -> Encoder:
     if engine == "onnx":
         return OnnxEncoder(folder, order, threads)
-    if not stored:
-        raise IncompleteFilesError(_no_weights(folder))
-    return TorchEncoder(folder, order, registry.option(options, "dtype", str, "auto"))
+    dtype = registry.option(order.config.options, "dtype", str, "auto")
+    return TorchEncoder(folder, order, dtype)
 
 
 def _no_weights(folder: EncoderFolder) -> str:

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 import transformers as hf
 
+from repository.backends.asleep import tensors_of
 from repository.backends.base import Order
 from repository.backends.embed.folder import EncoderFolder
-from repository.backends.text.building import build
+from repository.backends.onnx import OnnxBackend
+from repository.backends.text.building import build, model_and_report_of
 from repository.backends.weights import DTYPES as STORED
 from repository.backends.weights import weight_files
 from repository.errors import IncompleteFilesError, LoadFailedError
@@ -38,17 +40,10 @@ class TorchEncoder:
     """`model`: the module in its place. `unread`: weights of heads that are not part of it."""
 
     name = "torch"
+    session: OnnxBackend | None = None
 
     def __init__(self, folder: EncoderFolder, order: Order, dtype: str) -> None:
-        if dtype not in ("auto", *DTYPES):
-            raise LoadFailedError(
-                f"options.dtype is '{dtype}'; it must be one of auto, {', '.join(DTYPES)}"
-            )
-        config = _config(folder.config)
-        config.use_cache = False  # a decoder that was trained to embed would keep what nobody reads
-        kind = _kind_of(config)
-        stored = _stored(weight_files(folder.encoder))
-        wanted = DTYPES.get(dtype) or _first_floating(stored.values())
+        kind, config, stored, wanted = _plan(folder, dtype)
         with _quiet():
             model, report, _ = build(kind, config, replace(order, path=folder.encoder), wanted)
         self.unread = _refuse_faults(kind, model, report, stored)
@@ -56,6 +51,18 @@ class TorchEncoder:
         self.device = torch.device(order.device)
         self.dtype = next(iter(self.model.parameters())).dtype
         self._types = "token_type_ids" in inspect.signature(self.model.forward).parameters
+
+    @staticmethod
+    def check(folder: EncoderFolder, order: Order, dtype: str) -> None:
+        """By the headers of the weights; raises what a load would."""
+        kind, config, stored, wanted = _plan(folder, dtype)
+        with _quiet():
+            there = replace(order, path=folder.encoder)
+            model, report, _ = model_and_report_of(kind, config, there, wanted)
+        _refuse_faults(kind, model, report, stored)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        return tensors_of(self.model)
 
     def run(self, ids: Array, mask: Array, types: Array | None) -> torch.Tensor:
         """int64 [rows, length] each -> the last hidden state [rows, length, width]."""
@@ -90,6 +97,21 @@ def bytes_of(module: torch.nn.Module) -> int:
     """Of its parameters and buffers; what two names share counts once."""
     places = {t.data_ptr(): t.nbytes for t in (*module.parameters(), *module.buffers())}
     return sum(places.values())
+
+
+def _plan(
+    folder: EncoderFolder, dtype: str
+) -> tuple[Any, Any, dict[str, torch.dtype | None], torch.dtype]:
+    """The class, its config, what is stored, and the datatype to have it in. Raises LoadFailedError,
+    IncompleteFilesError."""
+    if dtype not in ("auto", *DTYPES):
+        raise LoadFailedError(
+            f"options.dtype is '{dtype}'; it must be one of auto, {', '.join(DTYPES)}"
+        )
+    config = _config(folder.config)
+    config.use_cache = False  # a decoder that was trained to embed would keep what nobody reads
+    stored = _stored(weight_files(folder.encoder))
+    return _kind_of(config), config, stored, DTYPES.get(dtype) or _first_floating(stored.values())
 
 
 def _config(said: Mapping[str, Any]) -> Any:

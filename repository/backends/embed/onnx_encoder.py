@@ -36,16 +36,13 @@ class OnnxEncoder:
     """Rows in and out as `TorchEncoder` has them. It takes no adapters."""
 
     name = "onnx"
+    session: OnnxBackend | None
 
     def __init__(self, folder: EncoderFolder, order: Order, threads: int) -> None:
-        found = find_graph(folder, order)
-        if found is None:
-            raise IncompleteFilesError(f"options.engine is onnx; {PLACES[0]} is missing")
-        place, self._file = found
-        self._session = OnnxBackend()
-        loaded = self._session.load(
-            replace(place, model_file=self._file, config=ModelConfig(options={"threads": threads}))
-        )
+        place = _place(folder, order, {"threads": threads})
+        self._file = place.model_file
+        self._session = self.session = OnnxBackend()
+        loaded = self._session.load(place)
         self._inputs = {spec.name: spec.datatype for spec in loaded.inputs}
         for name in self._inputs:
             if name not in GIVEN:
@@ -55,6 +52,14 @@ class OnnxEncoder:
         self._output = _hidden_of(loaded.outputs)
         self._providers = loaded.details["providers"]
         self._bytes = _size(place, self._file)
+
+    @staticmethod
+    def check(folder: EncoderFolder, order: Order) -> None:
+        """The graph's file; raises what a load would."""
+        OnnxBackend().validate(_place(folder, order, {}))
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return ()
 
     def run(self, ids: Array, mask: Array, types: Array | None) -> torch.Tensor:
         given = {
@@ -79,6 +84,14 @@ class OnnxEncoder:
 
     def unload(self) -> None:
         self._session.unload()
+
+
+def _place(folder: EncoderFolder, order: Order, options: dict[str, Any]) -> Order:
+    found = find_graph(folder, order)
+    if found is None:
+        raise IncompleteFilesError(f"options.engine is onnx; {PLACES[0]} is missing")
+    place, file = found
+    return replace(place, model_file=file, config=ModelConfig(options=options))
 
 
 def _hidden_of(outputs: tuple[TensorSpec, ...]) -> str:

@@ -134,6 +134,13 @@ class LoraAdapters:
         unkept = (copy for key, copy in self._waiting.items() if key not in self._host)
         return self._host.bytes + sum(copy.bytes for copy in unkept)
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All that it has in memory: slots, and what is kept for them."""
+        yield from self._layers.tensors()
+        for copy in (*self._host.copies(), *self._waiting.values()):
+            for pair in copy.parts.values():
+                yield from pair
+
     def _follow(self, order: AdapterOrder) -> AdapterReport:
         try:
             if order.remove:

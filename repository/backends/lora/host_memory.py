@@ -35,6 +35,9 @@ class HostMemory:
         self._copies[key] = copy
         self.bytes += copy.bytes
 
+    def copies(self) -> tuple[HostCopy, ...]:
+        return tuple(self._copies.values())
+
     def drop(self, key: str) -> None:
         gone = self._copies.pop(key, None)
         if gone is not None:

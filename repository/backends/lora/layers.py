@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -25,6 +25,11 @@ class SlottedLayers:
     @property
     def bytes(self) -> int:
         return sum(layer.bytes for layer in self._layers.values())
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        for layer in self._layers.values():
+            yield layer.a
+            yield layer.b
 
     def add(self, paths: Iterable[str]) -> None:
         """Slots for those that have none yet. Raises NoRoomError; then none of them has."""

@@ -7,16 +7,18 @@ where the model proves that it can; slots, generate: that one).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from repository.adapters.orders import AdapterOrder, AdapterReport
-from repository.backends import registry
+from repository.backends import registry, torch_io
 from repository.backends.abilities import Told
+from repository.backends.asleep import SCRATCH, Movable, Tensors, tensors_of
 from repository.backends.base import Order
+from repository.backends.ferry import movable
 from repository.backends.lora.adapters import LoraAdapters
 from repository.backends.text import folder, proof, sampling
 from repository.backends.text.cache import SlotCache
@@ -27,6 +29,7 @@ from repository.backends.text.prompts import Prompts
 from repository.backends.text.sequence import Writing
 from repository.errors import InvalidRequestError, LoadFailedError
 from repository.generate import GenerateRequest
+from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded
 
 NAME = "text"
@@ -70,24 +73,27 @@ def read_options(said: dict[str, Any]) -> Options:
 
 
 class TextBackend:
-    """Fulfils `abilities.Generates` and `abilities.Adapts`."""
+    """Fulfils all of `backends.abilities`."""
 
     def __init__(self) -> None:
         self._prompts: Prompts | None = None
         self._desk: Desk | None = None
         self._engine: SlotsEngine | GenerateEngine | None = None
         self._lora: LoraAdapters | None = None
+        self._model: Any = None
+        self._movable: Movable | None = None
         self._ends: frozenset[int] = frozenset()
         self._max_len = self._vocab = 0
 
     def load(self, order: Order) -> Loaded:
         options = read_options(order.config.options)
-        torch.set_num_threads(order.threads)
+        torch_io.begin(order)
+        self._movable = movable(order.device, self._tensors)
         folder.be_quiet()
         said = folder.read_config(order.path)
         config = folder.model_config(order.path)  # before the tokenizer, which looks at it too
         tokenizer = folder.read_tokenizer(order.path)
-        model = folder.read_model(order, said, config, options.dtype)
+        self._model = model = folder.read_model(order, said, config, options.dtype)
         width = proof.widths(model, order.device)
         self._vocab = min(width, model.get_input_embeddings().weight.shape[0])
         self._max_len = _max_len(model, options)
@@ -122,7 +128,7 @@ class TextBackend:
 
     def _abilities(self) -> tuple[str, ...]:
         chat = self._prompts is not None and self._prompts.chat
-        can = {"generate": True, "chat": chat, "adapt": self._lora is not None}
+        can = {"generate": True, "chat": chat, "adapt": self._lora is not None, "sleep": True}
         return tuple(name for name, does in can.items() if does)
 
     def _choose(
@@ -168,6 +174,8 @@ class TextBackend:
     def begin(self, number: int, request: GenerateRequest) -> None:
         assert self._desk is not None
         assert self._prompts is not None
+        if self._movable is not None and self._movable.sleeping:
+            raise InvalidRequestError("the model sleeps")
         sampling.check(request.sampling, self._vocab)
         if request.adapter:
             self._known(request.adapter)
@@ -194,7 +202,40 @@ class TextBackend:
             return [AdapterReport(name=order.name, error=why) for order in orders]
         return self._lora.adapt(orders)
 
+    def validate(self, order: Order) -> None:
+        """Everything but the numbers: config, tokenizer, and each weight's name and shape."""
+        options = read_options(order.config.options)
+        folder.be_quiet()
+        said = folder.read_config(order.path)
+        config = folder.model_config(order.path)
+        folder.read_tokenizer(order.path)
+        folder.check_model(order, said, config, options.dtype)
+
+    def sleep(self) -> None:
+        assert self._movable is not None, "load comes first"
+        if self._engine is not None:
+            self._engine.rest()
+        self._movable.sleep()
+
+    def wake(self) -> None:
+        assert self._movable is not None, "load comes first"
+        self._movable.wake()
+
+    def memory(self) -> Memory:
+        return self._movable.memory() if self._movable is not None else {}
+
+    def _tensors(self) -> Tensors:
+        found: dict[str, Iterable[torch.Tensor]] = {}
+        if self._model is not None:
+            found["weights"] = tensors_of(self._model)
+        if self._engine is not None:
+            found[SCRATCH] = self._engine.kv
+        if self._lora is not None:
+            found["adapters"] = self._lora.tensors()
+        return found
+
     def unload(self) -> None:
+        self._movable = self._model = None
         if self._engine is not None:
             self._engine.close()
         self._engine = self._desk = self._prompts = self._lora = None

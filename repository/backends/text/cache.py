@@ -52,6 +52,15 @@ class SlotCache(Cache):  # type: ignore[misc]  # of a library without types
     def bytes(self) -> int:
         return sum(part.nbytes for part in self._all)
 
+    @property
+    def all(self) -> Sequence[torch.Tensor]:
+        return self._all
+
+    def rest(self) -> None:
+        """Forgets where the last forward wrote."""
+        self._places.clear()
+        self._positions = torch.zeros(0, 0, dtype=torch.long)
+
     def aim(self, first: int, positions: torch.Tensor, longest: int) -> int:
         """Where the next forward writes: rows `first` ..., positions [rows, tokens]. Returns the
         width of the window that it reads; `longest` positions of it must be seen."""

@@ -81,6 +81,15 @@ class SlotsEngine:
     def kv_bytes(self) -> int:
         return self._cache.bytes
 
+    @property
+    def kv(self) -> Sequence[torch.Tensor]:
+        return self._cache.all
+
+    def rest(self) -> None:
+        """Nobody is written to: what only the last step needed goes."""
+        self._sampler = None
+        self._cache.rest()
+
     @torch.inference_mode()
     def step(self) -> list[Told]:
         told: list[Told] = []

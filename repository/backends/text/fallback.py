@@ -9,6 +9,7 @@ and no two ever compute at once.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -95,6 +96,7 @@ class Pen(transformers.LogitsProcessor):  # type: ignore[misc]  # of a library w
 class GenerateEngine:
     name = "generate"
     kv_bytes = 0  # nothing is kept ahead: each sequence has its cache while it runs
+    kv: Sequence[torch.Tensor] = ()
 
     def __init__(self, model: Any, desk: Desk, *, seats: int, vocab: int, device: str) -> None:
         self._model = model
@@ -124,6 +126,9 @@ class GenerateEngine:
         if rows:
             self._tell(rows, self._choose(rows, torch.stack(logits)), told)
         return told
+
+    def rest(self) -> None:
+        self._sampler = None
 
     def close(self) -> None:
         for _, pen in self._seats.values():

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from repository.backends.base import Order
-from repository.backends.text.building import build
+from repository.backends.text.building import build, model_and_report_of
 from repository.backends.weights import weight_files
 from repository.errors import IncompleteFilesError, LoadFailedError
 
@@ -115,19 +115,40 @@ def read_model(order: Order, said: dict[str, Any], config: Any, dtype: str) -> A
     transformers; `dtype`: "auto" (the config's, else float32) or one of DTYPES.
 
     Raises IncompleteFilesError, FilesChangedError, LoadFailedError."""
-    kind = _class_of(config, said)
-    _check_files(order.path)
-    wanted = _dtype(config, dtype)
+    kind, wanted = _kind_and_dtype(order, said, config, dtype)
     try:
         model, report, count = build(kind, config, order, wanted)
     except FOREIGN as error:
-        raise LoadFailedError(
-            f"transformers {transformers.__version__} cannot build {kind.__name__}: "
-            f"{_first_line(error, order.path)}"
-        ) from error
+        raise _cannot_build(kind, error, order.path) from error
     _check_report(report, count)
     model.generation_config = bare_generation()
     return model.eval().requires_grad_(False)
+
+
+def check_model(order: Order, said: dict[str, Any], config: Any, dtype: str) -> None:
+    """As `read_model`, by the headers of the weights: nothing is read, and no memory is used. Raises
+    the same."""
+    kind, wanted = _kind_and_dtype(order, said, config, dtype)
+    try:
+        _, report, count = model_and_report_of(kind, config, order, wanted)
+    except FOREIGN as error:
+        raise _cannot_build(kind, error, order.path) from error
+    _check_report(report, count)
+
+
+def _kind_and_dtype(
+    order: Order, said: dict[str, Any], config: Any, dtype: str
+) -> tuple[Any, torch.dtype]:
+    kind = _class_of(config, said)
+    _check_files(order.path)
+    return kind, _dtype(config, dtype)
+
+
+def _cannot_build(kind: Any, error: BaseException, folder: Path) -> LoadFailedError:
+    return LoadFailedError(
+        f"transformers {transformers.__version__} cannot build {kind.__name__}: "
+        f"{_first_line(error, folder)}"
+    )
 
 
 def model_config(folder: Path) -> Any:
