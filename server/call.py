@@ -16,9 +16,9 @@ come or go.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import NamedTuple
 
 from repository.errors import (
@@ -42,6 +42,7 @@ from server.codecs.v2_paths import Route, route_of
 from server.codecs.v2_plan import RAW_PLAN, Plan, known_plan_of, naming, plan_of
 from server.intake import MAX_BODY, MAX_CHUNKS, adapter_of, read_headers
 from server.metrics.meter import UNKNOWN_MODEL, InferMeter, Outcome
+from server.metrics.traces import Trace, trace_of
 from server.scribes.scribes import LARGE_JSON, Scribes, writes_large
 from server.waiting import WaitingRoom
 
@@ -63,12 +64,13 @@ SHED: dict[type[Exception], str] = {
 class Head(NamedTuple):
     """What the head of an admitted request says. `length`: bytes of the body, -1 where it is not
     said; `json_length`: Inference-Header-Content-Length as it came; `adapter`: the one that it names
-    for all rows."""
+    for all rows; `trace`: the one that it is part of, for whoever measures."""
 
     route: Route
     length: int
     json_length: bytes | None
     adapter: str | None = None
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,7 @@ class Door:
             raise errors.WrongVerbError("POST")
         announced = read_headers(headers, self.max_body)
         adapter = adapter_of(query, headers)
-        return Head(route, announced.length, announced.json_length, adapter)
+        return Head(route, announced.length, announced.json_length, adapter, trace_of(headers))
 
     def note(self, error: Exception, path: str) -> Outcome | None:
         """Tells whoever has to know that a request was refused. Returns how it is counted."""
@@ -122,15 +124,16 @@ class Call:
     """One request. The stages in the order above; `path` is for the log."""
 
     __slots__ = (
-        "_began", "_blobs", "_ended", "_lease", "_outcome", "_plan", "_raw", "_read",
-        "_response", "_rows", "_text", "_used", "batch_size", "compute_s", "door", "head", "model",
-        "path", "queue_s", "samples", "version",
+        "_asked", "_began", "_blobs", "_ended", "_heard", "_lease", "_outcome", "_plan", "_raw",
+        "_read", "_response", "_rows", "_text", "_used", "batch_size", "compute_s", "door", "head",
+        "model", "path", "queue_s", "samples", "version",
     )  # fmt: skip
 
     def __init__(self, door: Door, path: str) -> None:
         self.door = door
         self.path = path
-        self._began = time.perf_counter()
+        self._began = self._heard = perf_counter()
+        self._asked = 0.0  # when its model was asked, or would have been had it been loaded
         self._lease: Lease | None = None
         self._outcome: Outcome | None = "canceled"
         self._plan: Plan | None = None
@@ -187,6 +190,7 @@ class Call:
             request = v2_binary.assemble(plan, self._blobs, spec.model)
         future = door.models.infer(gen, request)
         self._used = True
+        self._asked = self._asked or perf_counter()
         self._rows = _rows(gen, request)
         return future
 
@@ -195,6 +199,7 @@ class Call:
         `ask` again. None: the request is to be refused with `error`; raises what else it is."""
         if self._lease is not None:
             return None
+        self._asked = perf_counter()
         return self.door.waiting.enter(
             self.door.models,
             error,
@@ -221,6 +226,7 @@ class Call:
     def hear(self, response: InferResponse) -> None:
         """What the model answered."""
         self._response = response
+        self._heard = perf_counter()
         self.queue_s, self.compute_s = response.queue_s, response.compute_s
         self.batch_size = response.batch_size
         self.samples = self._rows
@@ -263,17 +269,22 @@ class Call:
         self._ended = True
         self._release()
         outcome = "success" if answered else self._outcome
-        if outcome is not None:
-            self.door.meter.done(
-                self.model,
-                self.version,
-                outcome,
-                duration_s=time.perf_counter() - self._began,
-                queue_s=self.queue_s,
-                compute_s=self.compute_s,
-                samples=self.samples,
-                batch_size=self.batch_size,
-            )
+        if outcome is None:
+            return
+        now = perf_counter()
+        self.door.meter.done(
+            self.model,
+            self.version,
+            outcome,
+            duration_s=now - self._began,
+            queue_s=self.queue_s,
+            input_s=self._asked - self._began,
+            compute_s=self.compute_s,
+            output_s=now - self._heard,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            trace=self.head.trace if answered else None,
+        )
 
     def _release(self) -> None:
         lease = self._lease

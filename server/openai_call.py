@@ -31,6 +31,7 @@ from server import errors
 from server.call import JSON, Door, Header, refusal_headers
 from server.intake import ClientGoneError, adapter_of, read_body, read_headers
 from server.metrics.meter import UNKNOWN_MODEL, Outcome
+from server.metrics.traces import trace_of
 from server.patience import answer_of
 
 log = logging.getLogger("modeldepot.openai")
@@ -51,6 +52,8 @@ class OpenAICall:
         self.queue_s = self.compute_s = 0.0
         self.batch_size = 0
         self.began = time.perf_counter()
+        self._asked = self.began  # when the model was asked
+        self._loading_s = 0.0  # how long the model was waited for
         self._scope: Any = scope
         self._send: Any = send
         self._lease: Lease | None = None
@@ -97,7 +100,9 @@ class OpenAICall:
             waiter = room.enter(models, error, model, None, size=self._size, take=self._take)
             if waiter is None:
                 raise
+            waits = time.perf_counter()
             await answer_of(waiter, receive)
+            self._loading_s = time.perf_counter() - waits
             lease = self._leased()
         gen = lease.generation
         self._model, self._version = gen.spec.model, gen.spec.version
@@ -124,6 +129,8 @@ class OpenAICall:
 
     def used(self, samples: int) -> None:
         """The model was asked for so many."""
+        if not self.samples:
+            self._asked = time.perf_counter() - self._loading_s
         self.samples = samples
 
     # the answer -----------------------------------------------------------------------------------
@@ -199,10 +206,12 @@ class OpenAICall:
                 outcome,
                 duration_s=time.perf_counter() - self.began,
                 queue_s=self.queue_s,
+                input_s=self._asked - self.began,
                 compute_s=self.compute_s,
                 samples=self.samples,
                 batch_size=self.batch_size,
                 protocol=PROTOCOL,
+                trace=trace_of(self._scope["headers"]) if answered else None,
             )
 
     def _release(self) -> None:

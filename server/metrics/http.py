@@ -1,8 +1,8 @@
 """GET /metrics, and the one object that the rest of the server hands its numbers to.
 
 `Metrics()` exists before the repository, because the repository is born with its observer;
-`attach` tells it later what to look at. It has its own registry: nothing that a library registers
-with prometheus_client's global one is shown.
+`attach` tells it later what to look at. Nothing that a library registers with prometheus_client is
+shown; of it are the figures of the process (`process_*`) alone.
 """
 
 from __future__ import annotations
@@ -10,48 +10,57 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from litestar import MediaType, Request, Response, Router, get
 from litestar.di import NamedDependency
-from prometheus_client import CollectorRegistry, Counter, disable_created_metrics, exposition
+from prometheus_client import CollectorRegistry, exposition
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from repository.repository import Repository
 from server.metrics import names
-from server.metrics.collector import Reading, SnapshotCollector, read
 from server.metrics.observer import MetricsObserver
+from server.metrics.page import Page
+from server.metrics.reading import Reading, read
 from server.metrics.tally import Tallies
 
+PLAIN = exposition.CONTENT_TYPE_PLAIN_0_0_4
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 FRESH_S = 1.0  # two scrapers, or one that is impatient, cost one rendering
+SCOPES = ("inference", "admin", "metrics")
+SHED = ("queue_full", "deadline", "draining", "rate_limit", "body_size")
+
+
+class _Rendered(NamedTuple):
+    at: float
+    page: bytes
 
 
 class Metrics:
     """observer   for the Repository's constructor
     meter      for the faces (an InferMeter)
-    registry   what `/metrics` shows
+
+    `triton`: the page has Triton's names too.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, triton: bool = True) -> None:
         self.meter = Tallies()
-        self.observer = MetricsObserver(self.registry, self.meter)
-        self._snapshot = SnapshotCollector()
-        self.registry.register(self._snapshot)
-        ProcessCollector(registry=self.registry)
-        self._auth_failures = self._counter(names.AUTH_FAILURES)
-        self._shed = self._counter(names.LOAD_SHED)
+        self.observer = MetricsObserver(self.meter)
+        self._triton = triton
+        self._page = Page(triton=triton)
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
         self._models: Repository | None = None
         self._clock = clock
-        self._rendering = asyncio.Lock()
-        self._rendered: dict[str, tuple[float, bytes]] = {}  # content type -> when, what
-
-    def _counter(self, family: names.Family) -> Counter:
-        return Counter(family.full, family.help, family.labels, registry=self.registry)
+        self._one_at_a_time = asyncio.Lock()
+        self._rendered: dict[bool, _Rendered] = {}  # by format: is it OpenMetrics
+        self._jobs: dict[bool, asyncio.Task[bytes]] = {}
+        for scope in SCOPES:  # what has not happened yet can be seen to have not
+            self.observer.server.count(names.AUTH_FAILURES, scope, by=0)
+        for reason in SHED:
+            self.observer.server.count(names.LOAD_SHED, reason, by=0)
 
     def attach(self, models: Repository) -> None:
         """The repository whose truth is shown from now on."""
@@ -70,33 +79,52 @@ class Metrics:
 
     def auth_failed(self, scope: str) -> None:
         """Somebody without the key for `scope` (inference, admin, metrics) was refused."""
-        self._auth_failures.labels(scope).inc()
+        self.observer.server.count(names.AUTH_FAILURES, scope)
 
     def shed(self, reason: str) -> None:
         """queue_full, deadline, draining, rate_limit or body_size."""
-        self._shed.labels(reason).inc()
+        self.observer.server.count(names.LOAD_SHED, reason)
 
     async def render(self, accept: str = "") -> tuple[bytes, str]:
         """The page and its content type, at most FRESH_S old. The repository is read here, on the
-        loop; the text is made in a thread."""
-        encoder, content_type = encoder_for(accept)
-        async with self._rendering:
-            at, page = self._rendered.get(content_type, (float("-inf"), b""))
-            if self._clock() - at >= FRESH_S:
-                now = self._clock()
-                models = self._models
-                self._snapshot.reading = read(models, self.meter) if models else Reading()
-                self.observer.keep({m.name for m in self._snapshot.reading.models})
-                page = await asyncio.to_thread(encoder, self.registry)
-                self._rendered[content_type] = (now, page)
-        return page, content_type
+        loop; the text is made in a thread. Whoever asks meanwhile waits for the same page, and goes on
+        waiting if the one who asked first leaves."""
+        rich = "application/openmetrics-text" in accept
+        kept = self._rendered.get(rich)
+        if kept is not None and self._clock() - kept.at < FRESH_S:
+            page = kept.page
+        else:
+            job = self._jobs.get(rich)
+            if job is None:
+                job = self._jobs[rich] = asyncio.create_task(self._renew(rich), name="metrics")
+                job.add_done_callback(lambda job: self._over(rich, job))
+            page = await asyncio.shield(job)
+        return page, OPENMETRICS if rich else PLAIN
 
+    async def _renew(self, rich: bool) -> bytes:
+        async with self._one_at_a_time:
+            now, models = self._clock(), self._models
+            reading = await read(models, self.observer, self.meter) if models else Reading()
+            page = await asyncio.to_thread(self._write, reading, rich)
+            self._rendered[rich] = _Rendered(now, page)
+        return page
 
-def encoder_for(accept: str) -> tuple[Callable[[Collector], bytes], str]:
-    """Two formats, whatever versions a client names: each one is kept for a while."""
-    if "application/openmetrics-text" in accept:
-        return openmetrics.generate_latest, OPENMETRICS
-    return exposition.generate_latest, exposition.CONTENT_TYPE_PLAIN_0_0_4
+    def _write(self, reading: Reading, rich: bool) -> bytes:
+        encode: Callable[[Collector], bytes] = exposition.generate_latest
+        if rich:
+            encode = openmetrics.generate_latest  # it also writes the end that this format has
+        try:
+            return self._page.write(reading, openmetrics=rich, end=encode(self._process))
+        except BaseException:
+            self._page = Page(
+                triton=self._triton
+            )  # what was half written must not be believed again
+            raise
+
+    def _over(self, rich: bool, job: asyncio.Task[bytes]) -> None:
+        del self._jobs[rich]
+        if not job.cancelled():
+            job.exception()  # retrieved: all who waited may have left
 
 
 def build_metrics(models: Repository) -> Metrics:

@@ -8,7 +8,8 @@ somebody asks. This file computes nothing.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 PREFIX = "modeldepot_"
 
@@ -20,18 +21,21 @@ LOAD_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 SCAN_S = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
-class Family(NamedTuple):
-    """`name` is without the prefix and, for a counter, without `_total`."""
+@dataclass(frozen=True, slots=True, eq=False)  # each is itself: they are keys of many dictionaries
+class Family:
+    """`name` is without the prefix and, for a counter, without `_total`. unknown: of no kind that the
+    format has, as Triton's counters are to us."""
 
     name: str
-    kind: Literal["gauge", "counter", "histogram"]
+    kind: Literal["gauge", "counter", "histogram", "unknown"]
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    prefix: str = PREFIX
 
     @property
     def full(self) -> str:
-        return PREFIX + self.name
+        return self.prefix + self.name
 
 
 def _gauge(name: str, help: str, *labels: str) -> Family:
@@ -68,6 +72,12 @@ MODEL_CHANGED = _gauge(
 MODEL_INFO = _gauge(
     "model_info", "What serves; always 1.", "model", "version", "backend", "device", "generation"
 )
+MODEL_PINNED = _gauge("model_pinned", "1 where nobody may drive it out; else not there.", "model")
+MODEL_ASLEEP = _gauge(
+    "model_asleep", "1 while it sleeps in host memory, 0 where it could.", "model"
+)
+MODEL_SLEEPS = _counter("model_sleeps", "Times that it was put to sleep.", "model")
+MODEL_WAKES = _counter("model_wakes", "Times that it was woken.", "model")
 
 # models: memory
 MODEL_MEMORY = _gauge(
@@ -78,6 +88,12 @@ MODEL_ESTIMATED = _gauge(
 )
 MODEL_RESERVED = _gauge(
     "model_memory_reserved_bytes", "Held of the device's budget.", "model", "version", "device"
+)
+MODEL_RECLAIMED = _gauge(
+    "model_memory_reclaimed_ratio", "Freed of what was to come back, at its last unload.", "model"
+)
+MODEL_LEAKED = _counter(
+    "model_memory_leaked_bytes", "Not given back by a device when its workers had ended.", "model"
 )
 
 # models: loads
@@ -96,7 +112,7 @@ MODEL_UNLOAD_DURATION = _histogram(
     "model_unload_duration_seconds", "From the order to leave to the memory's return.", LOAD_S,
     "backend",
 )  # fmt: skip
-MODEL_EVICTIONS = _counter("model_evictions", "Told to leave for others.", "model", "reason")
+MODEL_EVICTIONS = _counter("model_evictions", "Told to leave or to sleep.", "model", "reason")
 
 # the repository
 SCAN_DURATION = _histogram("repository_scan_duration_seconds", "Whole scans.", SCAN_S, "repository")
@@ -107,6 +123,9 @@ WATCH_LAG = _histogram(
     "watch_lag_seconds", "From a file's last change to the new generation serving.", LOAD_S
 )
 WATCH_UP = _gauge("watch_up", "1 while the watcher runs.", "repository")
+WATCH_OVERFLOWS = _counter(
+    "watch_overflows", "Changes that a regular look found and no event had told.", "repository"
+)
 
 # inference
 REQUESTS = _counter(
@@ -122,7 +141,9 @@ QUEUED = _histogram(
     "inference_queue_duration_seconds", "Waiting for a batch (models that batch).", QUEUE_S,
     "model", "version",
 )  # fmt: skip
-PHASES = _counter("inference_phase_seconds", "Time spent, by phase.", "model", "version", "phase")
+PHASES = _counter(
+    "inference_phase_seconds", "Time of successful requests, by phase.", "model", "version", "phase"
+)
 BATCH_SIZE = _histogram(
     "inference_batch_size", "Size of the batch that a request was part of.", BATCH, "model"
 )
@@ -149,6 +170,7 @@ ADAPTER_LOAD = _counter(
 
 # workers
 WORKER_UP = _gauge("worker_up", "1 while its workers serve, 0 when it failed.", "model", "device")
+WORKER_MEMORY = _gauge("worker_memory_bytes", "Host memory of its workers.", "model", "device")
 WORKER_RESTARTS = _counter(
     "worker_restarts", "New generations after one had failed.", "model", "device"
 )
@@ -156,7 +178,7 @@ WORKER_RESTARTS = _counter(
 # devices: the ledger's view of each, and what NVML says of each GPU
 DEVICE_BUDGET = _gauge("device_memory_budget_bytes", "What models may take.", "device")
 DEVICE_RESERVED = _gauge("device_memory_reserved_bytes", "What models hold of it.", "device")
-GPU_INFO = _gauge("gpu_info", "The GPU; always 1.", "gpu", "gpu_uuid", "name")
+GPU_INFO = _gauge("gpu_info", "The GPU; always 1.", "gpu", "gpu_uuid", "name", "driver")
 GPU_UP = _gauge("gpu_collector_up", "1 while the device answers.", "gpu", "gpu_uuid")
 GPU_TOTAL = _gauge("gpu_memory_total_bytes", "As NVML says.", "gpu", "gpu_uuid")
 GPU_USED = _gauge("gpu_memory_used_bytes", "As NVML says, by everybody.", "gpu", "gpu_uuid")

@@ -1,16 +1,12 @@
 """Counts what the repository says: loads, transitions, evictions, scans, changes of files.
 
-Counters here are prometheus_client's own, their children bound once. Every series with a model
-label is remembered by model, so that `forgotten` leaves nothing of it behind. Reasons and triggers
-are words of a fixed list, whatever an error's text says.
+Every series with a model label is on that model's shelf, so that `forgotten` leaves nothing of it
+behind. Reasons and triggers are words of a fixed list, whatever an error's text says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
-from typing import Generic, TypeVar
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from collections.abc import Set
 
 from repository.errors import (
     CapacityError,
@@ -24,13 +20,13 @@ from repository.errors import (
     UntrustedCodeError,
 )
 from repository.lifecycle.generation import Generation, Trigger
+from repository.lifecycle.placement import by_kind
 from repository.lifecycle.states import RISING, TERMINAL, Event, State
 from repository.lifecycle.status import PUBLIC
 from repository.observer import Observer
 from server.metrics import names
+from server.metrics.counts import Counts, ServerCounts, Values
 from server.metrics.tally import Tallies
-
-M = TypeVar("M", Counter, Gauge, Histogram)
 
 # The first row that an error is an instance of. Anything else is the backend's.
 REASONS: tuple[tuple[type[BaseException], str], ...] = (
@@ -51,133 +47,122 @@ REPLACED = ("replaced by", "overtaken", "makes room for")
 REPOSITORY = "repository"  # the label's value while nobody has said otherwise
 
 
-class Bound(Generic[M]):
-    """A metric whose first label is the model."""
-
-    def __init__(self, metric: M) -> None:
-        self._metric: M = metric
-        self._children: dict[str, dict[tuple[str, ...], M]] = {}
-
-    def of(self, model: str, *rest: str) -> M:
-        of_model = self._children.setdefault(model, {})
-        child = of_model.get(rest)
-        if child is None:
-            child = of_model[rest] = self._metric.labels(model, *rest)
-        return child
-
-    def forget(self, model: str) -> None:
-        for rest in self._children.pop(model, {}):
-            self._metric.remove(model, *rest)
-
-
 class MetricsObserver(Observer):
-    def __init__(self, registry: CollectorRegistry, tallies: Tallies) -> None:
+    """`server`: what is of no model in particular."""
+
+    def __init__(self, tallies: Tallies) -> None:
         self.repository = REPOSITORY
+        self.server = ServerCounts()
+        self._models: dict[str, Counts] = {}
         self._tallies = tallies
-        self._seen: set[str] = set()  # models that may have series
-        self._by_model: list[Callable[[str], None]] = [tallies.forget]
+        self.server.count(names.ILLEGAL_MOVES, by=0)
+        self.server.buckets(names.WATCH_LAG)
 
-        def counter(family: names.Family) -> Counter:
-            return Counter(family.full, family.help, family.labels, registry=registry)
+    def models(self) -> dict[str, Values]:
+        """What was counted of each, frozen."""
+        return {model: counts.frozen() for model, counts in self._models.items()}
 
-        def gauge(family: names.Family) -> Gauge:
-            return Gauge(family.full, family.help, family.labels, registry=registry)
-
-        def histogram(family: names.Family) -> Histogram:
-            return Histogram(
-                family.full, family.help, family.labels, buckets=family.buckets, registry=registry
-            )
-
-        def bound(metric: M) -> Bound[M]:
-            found = Bound(metric)
-            self._by_model.append(found.forget)
-            return found
-
-        self._transitions = bound(counter(names.MODEL_TRANSITIONS))
-        self._loads = bound(counter(names.MODEL_LOAD))
-        self._failures = bound(counter(names.MODEL_LOAD_FAILURES))
-        self._last_load = bound(gauge(names.MODEL_LAST_LOAD))
-        self._unloads = bound(counter(names.MODEL_UNLOAD))
-        self._evictions = bound(counter(names.MODEL_EVICTIONS))
-        self._restarts = bound(counter(names.WORKER_RESTARTS))
-        self._load_s = histogram(names.MODEL_LOAD_DURATION)
-        self._unload_s = histogram(names.MODEL_UNLOAD_DURATION)
-        self._scan_s = histogram(names.SCAN_DURATION)
-        self._scans = counter(names.SCANS)
-        self._models = gauge(names.REPOSITORY_MODELS)
-        self._watched = counter(names.WATCH_EVENTS)
-        self._lag_s = histogram(names.WATCH_LAG)
-        self._watch_up = gauge(names.WATCH_UP)
-        self._illegal = counter(names.ILLEGAL_MOVES)
+    def _of(self, model: str) -> Counts:
+        found = self._models.get(model)
+        if found is None:
+            found = self._models[model] = Counts()
+        return found
 
     def stepped(self, gen: Generation, before: State) -> None:
         model, after = gen.spec.model, gen.state
-        self._seen.add(model)
+        counts = self._of(model)
         if PUBLIC[before] is not PUBLIC[after]:
-            self._transitions.of(model, PUBLIC[before], PUBLIC[after]).inc()
+            counts.count(names.MODEL_TRANSITIONS, model, PUBLIC[before], PUBLIC[after])
         if after is State.QUEUED and gen.trigger is Trigger.RESTART:
-            self._restarts.of(model, gen.device).inc()
+            counts.count(names.WORKER_RESTARTS, model, gen.device)
+        if after is State.ASLEEP:
+            counts.count(names.MODEL_SLEEPS, model)
         if before in RISING and after not in RISING:
-            self._load_ended(gen)
+            self._load_ended(gen, counts)
         if after in TERMINAL:
-            self._generation_ended(gen)
+            self._generation_ended(gen, counts, handed_on=before is State.ASLEEP)
 
-    def _load_ended(self, gen: Generation) -> None:
+    def _load_ended(self, gen: Generation, counts: Counts) -> None:
         """It serves, or never will."""
-        outcome = load_outcome(gen)
-        self._loads.of(gen.spec.model, gen.trigger, outcome).inc()
+        model, outcome = gen.spec.model, load_outcome(gen)
+        counts.count(names.MODEL_LOAD, model, gen.trigger, outcome)
         if outcome == "failure" and gen.error is not None:
-            self._failures.of(gen.spec.model, reason_of(gen.error)).inc()
+            counts.count(names.MODEL_LOAD_FAILURES, model, reason_of(gen.error))
         if gen.ready_at is not None:
+            if gen.woken:
+                counts.count(names.MODEL_WAKES, model)
             took_s = gen.ready_at - gen.born_at
-            self._load_s.labels(gen.spec.backend, "total").observe(took_s)
-            self._last_load.of(gen.spec.model).set(took_s)
+            self.server.observe(names.MODEL_LOAD_DURATION, took_s, gen.spec.backend, "total")
+            counts.set(names.MODEL_LAST_LOAD, took_s, model)
             if gen.trigger is Trigger.WATCH and gen.spec.files:
                 newest_s = max(f.ctime_ns for f in gen.spec.files) / 1e9
-                self.watch_lag(gen.spec.model, max(0.0, gen.story[-1].at - newest_s))
+                self.watch_lag(model, max(0.0, gen.story[-1].at - newest_s))
 
-    def _generation_ended(self, gen: Generation) -> None:
+    def _generation_ended(self, gen: Generation, counts: Counts, *, handed_on: bool) -> None:
+        """`handed_on`: a newer generation was woken from it, and has all that it had."""
         key = gen.spec.key
-        if gen.batcher is not None:
+        if gen.batcher is not None or gen.streams is not None:
             self._tallies.ran(*key, gen.work.executions, gen.work.samples)
-        if gen.ready_at is not None and gen.retire_asked.is_set():
+        if handed_on:
+            return
+        if gen.leaked:
+            counts.count(names.MODEL_LEAKED, key.model, by=gen.leaked)
+        if gen.ready_at is None:
+            return
+        ratio = reclaimed(gen)
+        if ratio is not None:
+            counts.set(names.MODEL_RECLAIMED, ratio, key.model)
+        if gen.retire_asked.is_set():
             outcome = "success" if gen.error is None else "failure"
-            self._unloads.of(key.model, unload_trigger(gen.retire_why), outcome).inc()
-            self._unload_s.labels(gen.spec.backend).observe(leaving_s(gen))
+            counts.count(names.MODEL_UNLOAD, key.model, unload_trigger(gen.retire_why), outcome)
+            self.server.observe(names.MODEL_UNLOAD_DURATION, leaving_s(gen), gen.spec.backend)
 
     def phase(self, gen: Generation, name: str, took_s: float) -> None:
         if name != "total":  # counted when it is ready, whoever says so
-            self._load_s.labels(gen.spec.backend, name).observe(took_s)
+            self.server.observe(names.MODEL_LOAD_DURATION, took_s, gen.spec.backend, name)
 
     def evicted(self, gen: Generation, reason: str) -> None:
-        self._evictions.of(gen.spec.model, reason).inc()
+        self._of(gen.spec.model).count(names.MODEL_EVICTIONS, gen.spec.model, reason)
 
     def scanned(self, took_s: float, models: int) -> None:
-        self._scan_s.labels(self.repository).observe(took_s)
-        self._scans.labels(self.repository).inc()
-        self._models.labels(self.repository).set(models)
+        self.server.observe(names.SCAN_DURATION, took_s, self.repository)
+        self.server.count(names.SCANS, self.repository)
+        self.server.set(names.REPOSITORY_MODELS, models, self.repository)
 
     def watched(self, action: str, model: str) -> None:
-        self._watched.labels(self.repository, action).inc()
+        self.server.count(names.WATCH_EVENTS, self.repository, action)
 
     def watch_lag(self, model: str, lag_s: float) -> None:
-        self._lag_s.observe(lag_s)
+        self.server.observe(names.WATCH_LAG, lag_s)
 
     def watcher(self, up: bool) -> None:
-        self._watch_up.labels(self.repository).set(up)
+        self.server.set(names.WATCH_UP, up, self.repository)
+        self.server.count(names.WATCH_OVERFLOWS, self.repository, by=0)
+
+    def missed(self) -> None:
+        self.server.count(names.WATCH_OVERFLOWS, self.repository)
 
     def forgotten(self, model: str) -> None:
-        self._seen.discard(model)
-        for forget in self._by_model:
-            forget(model)
+        self._models.pop(model, None)
+        self._tallies.forget(model)
 
     def keep(self, models: Set[str]) -> None:
         """Forgets all others: one whose folder went after its last generation did is told by nobody."""
-        for model in self._seen - models:
+        for model in self._models.keys() - models:
             self.forgotten(model)
 
     def illegal_move(self, gen: Generation) -> None:
-        self._illegal.inc()
+        self.server.count(names.ILLEGAL_MOVES)
+
+
+def reclaimed(gen: Generation) -> float | None:
+    """Freed of what was to come back, 0..1. None: nobody knows how much that was."""
+    expected = sum(by_kind(gen.measured).values()) or gen.needed
+    if not expected:
+        return None
+    if not gen.confirmed and not gen.leaked:
+        return 0.0  # its workers may still be there
+    return max(0.0, 1 - gen.leaked / expected)
 
 
 def load_outcome(gen: Generation) -> str:

@@ -15,14 +15,16 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from repository.lifecycle.states import Event
 from repository.repository import DeviceReport
-from server.metrics import names
+from server.metrics import names, triton_names
 from server.metrics.http import build_metrics, router
 from server.metrics.meter import UNKNOWN_MODEL
-from tests.fakes.heart import newborn, resident, spec
+from tests.fakes.heart import at, newborn, resident, spec
 from tests.fakes.metrics import RISE, Shown, batcher, fill, walk
 from tests.fakes.shown import ShownRepository
 
-LINES_PER_MODEL = 48
+LINES_PER_MODEL = {True: 51, False: 39}  # does it batch; without Triton's
+TRITONS_LINES = 14
+MICROSECONDS = re.compile(r"nv_\w+_us metric names should not contain abbreviated units")
 
 
 @pytest.fixture
@@ -48,9 +50,11 @@ async def test_every_name_is_of_the_table_has_our_prefix_and_no_created_series(
 ) -> None:
     fill(shown)
     table = {f.full for f in names.ALL}
+    table |= {f.full for group in triton_names.ALL for f in group}
     for family in parse(await shown.page()):
         if not family.name.startswith("process_"):
             assert family.name in table
+    assert all(family.full.startswith("modeldepot_") for family in names.ALL)
     assert "_created" not in await shown.page()
 
 
@@ -58,6 +62,7 @@ async def test_every_series_of_the_table_can_be_seen(shown: Shown) -> None:
     fill(shown)
     seen = {family.name for family in parse(await shown.page()) if family.samples}
     assert {f.full for f in names.ALL} - seen == set()
+    assert {group[0].full for group in triton_names.ALL} - seen == set()
 
 
 async def test_exactly_one_state_of_a_version_is_1(shown: Shown) -> None:
@@ -78,7 +83,7 @@ async def test_two_generations_of_one_version_are_one_series_that_names_the_one_
 ) -> None:
     old, new = resident("m", 10, 1), newborn(spec("m", print_="f2"), 2)
     walk(new, Event.ADMIT)
-    new.reserved = 10
+    new.held = {"cpu": 10}
     shown.models.put(old, new)
     assert await shown.value("model_info", model="m", version="1", generation="1") == 1
     assert await shown.value("model_info", model="m", version="1", generation="2") is None
@@ -121,19 +126,24 @@ async def test_clients_cannot_make_up_label_values(shown: Shown) -> None:
     assert await shown.value("inference_requests_total", model=UNKNOWN_MODEL, version="") == 200
 
 
-async def test_a_model_that_serves_and_batches_costs_few_lines(shown: Shown) -> None:
+@pytest.mark.parametrize("batches", LINES_PER_MODEL)
+@pytest.mark.parametrize("triton", [False, True])
+async def test_a_model_that_serves_costs_few_lines(batches: bool, triton: bool) -> None:
+    shown = Shown(triton=triton)
+
     def serve(model: str) -> None:
         gen = shown.watched(newborn(spec(model)))
         walk(gen, *RISE)
-        gen.measured = {"weights": 1, "workspace": 1}
+        gen.measured = {"cpu": {"weights": 1, "workspace": 1}}
         gen.batcher = batcher(1, 1)
-        shown.served(gen, batch_size=4)
+        shown.served(gen, batch_size=4 if batches else 0)
         shown.metrics.meter.done(model, 1, "bad_request", duration_s=0.1)
 
     serve("a")
     before = (await shown.page()).count("\n")
     serve("b")
-    assert (await shown.page()).count("\n") - before <= LINES_PER_MODEL
+    most = LINES_PER_MODEL[batches] + (TRITONS_LINES if triton else 0)
+    assert (await shown.page()).count("\n") - before <= most
 
 
 async def test_a_model_that_is_gone_leaves_no_series(shown: Shown) -> None:
@@ -171,7 +181,7 @@ async def test_memory_that_is_nobodys_is_what_the_device_says_less_what_workers_
     shown: Shown,
 ) -> None:
     gen = resident("m", 10)
-    gen.device, gen.measured = "cuda:1", {"weights": 30, "context": 5}
+    at("cuda:1", gen).measured = {"cuda:1": {"weights": 30, "context": 5}}
     shown.models.put(gen)
     shown.models.reports = [DeviceReport("cuda:1", "H", 80, 10, total=100, used=50, uuid="GPU-x")]
     labels = {"gpu": "1", "gpu_uuid": "GPU-x"}
@@ -219,11 +229,16 @@ def test_metrics_can_be_built_for_a_repository_that_exists() -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on PATH")
-async def test_promtool_finds_nothing_to_say(shown: Shown) -> None:
+@pytest.mark.parametrize("triton", [False, True])
+async def test_promtool_finds_nothing_to_say_but_of_the_units_in_tritons_names(
+    triton: bool,
+) -> None:
+    shown = Shown(triton=triton)
     fill(shown)
     tool = await asyncio.create_subprocess_exec(
         "promtool", "check", "metrics", stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     said, _ = await tool.communicate((await shown.page()).encode())
-    assert (tool.returncode, said) == (0, b"")
+    unusual = [line for line in said.decode().splitlines() if not MICROSECONDS.fullmatch(line)]
+    assert unusual == [] and bool(said) == triton

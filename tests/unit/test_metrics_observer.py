@@ -23,8 +23,9 @@ from repository.errors import (
 from repository.lifecycle.generation import Generation, Trigger
 from repository.lifecycle.states import Event
 from repository.spec import FileStamp
+from server.metrics import reading
 from server.metrics.observer import reason_of
-from tests.fakes.heart import newborn, spec
+from tests.fakes.heart import at, newborn, spec
 from tests.fakes.metrics import LEAVE, RISE, Shown, batcher, walk
 
 
@@ -135,3 +136,91 @@ async def test_the_lag_of_a_watched_change_is_from_its_newest_file_to_ready(show
     assert await shown.value("watch_lag_seconds_count") == 1
     lag_s = await shown.value("watch_lag_seconds_sum")
     assert lag_s == pytest.approx(20, abs=15)
+
+
+async def test_an_unload_says_how_much_of_its_memory_came_back(shown: Shown) -> None:
+    gen = shown.watched(newborn(spec("m")))
+    walk(gen, *RISE)
+    gen.measured = {"cuda:0": {"weights": 80}, "cpu": {"workspace": 20}}
+    gen.retire("not wanted")
+    gen.leaked = 25
+    walk(gen, *LEAVE)
+    assert await shown.value("model_memory_reclaimed_ratio", model="m") == 0.75
+    assert await shown.value("model_memory_leaked_bytes_total", model="m") == 25
+
+
+@pytest.mark.parametrize(("confirmed", "ratio"), [(True, 1.0), (False, 0.0)])
+async def test_memory_of_workers_that_may_still_be_there_has_not_come_back(
+    shown: Shown, confirmed: bool, ratio: float
+) -> None:
+    gen = shown.watched(newborn(spec("m")))
+    walk(gen, *RISE)
+    gen.measured = {"cpu": {"workspace": 20}}
+    gen.retire("not wanted")
+    gen.confirmed = confirmed
+    walk(gen, *LEAVE)
+    assert await shown.value("model_memory_reclaimed_ratio", model="m") == ratio
+    assert await shown.value("model_memory_leaked_bytes_total", model="m") is None
+
+
+async def test_falling_asleep_is_no_unload_and_a_wake_is_counted_where_it_serves(
+    shown: Shown,
+) -> None:
+    old = shown.watched(newborn(spec("m")))
+    walk(old, *RISE)
+    old.retire("evicted: manual")
+    walk(old, Event.RETIRE, Event.SLEPT)
+    assert await shown.value("model_sleeps_total", model="m") == 1
+    assert await shown.value("model_asleep", model="m") == 1
+    assert await shown.value("model_state", model="m", state="unloaded") == 1
+    new = shown.watched(newborn(spec("m"), 2, trigger=Trigger.API))
+    walk(new, Event.ADMIT)
+    old.step(Event.WOKEN)
+    new.woken = True
+    walk(new, Event.LOADED, Event.WARMED)
+    shown.metrics.observer.phase(new, "wake", 0.5)
+    assert await shown.value("model_wakes_total", model="m") == 1
+    assert await shown.value("model_load_duration_seconds_sum", phase="wake") == 0.5
+    assert await shown.value("model_unload_total", model="m") is None
+    assert await shown.value("model_memory_reclaimed_ratio", model="m") is None
+
+
+async def test_memory_is_told_by_device_and_kind_and_what_is_on_the_host_by_worker(
+    shown: Shown,
+) -> None:
+    gen = at("cuda:0", shown.watched(newborn(spec("m"))))
+    walk(gen, *RISE)
+    gen.measured = {
+        "cuda:0": {"weights": 50, "context": 30}, "cuda:1": {"weights": 40},
+        "cpu": {"workspace": 7}, "host": {"weights": 3},
+    }  # fmt: skip
+    size = "model_memory_bytes"
+    assert await shown.value(size, device="cuda:0", kind="context") == 30
+    assert await shown.value(size, device="cuda:1", kind="weights") == 40
+    assert await shown.value("worker_memory_bytes", model="m", device="cuda:0") == 10
+
+
+async def test_what_has_not_happened_yet_can_be_seen_to_have_not(shown: Shown) -> None:
+    shown.metrics.observer.watcher(up=True)
+    for reason in ("queue_full", "deadline", "draining", "rate_limit", "body_size"):
+        assert await shown.value("load_shed_total", reason=reason) == 0
+    for scope in ("inference", "admin", "metrics"):
+        assert await shown.value("auth_failures_total", scope=scope) == 0
+    assert await shown.value("watch_overflows_total", repository="models") == 0
+    assert await shown.value("illegal_moves_total") == 0
+
+
+async def test_a_request_that_comes_while_the_repository_is_read_is_not_forgotten(
+    shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading goes in slices: here a model appears, and is asked, between two of them."""
+    monkeypatch.setattr(reading, "SLICE_S", 0.0)
+    walk(shown.watched(newborn(spec("a"))), *RISE)
+    page = asyncio.ensure_future(shown.metrics.render())
+    await asyncio.sleep(0)  # the names have been taken
+    new = shown.watched(newborn(spec("z"), 2))
+    walk(new, *RISE)
+    shown.served(new)
+    await page
+    assert await shown.value("model_load_total", model="z") == 1
+    assert await shown.value("inference_requests_total", model="z") == 1
