@@ -23,7 +23,7 @@ from litestar.di import Provide
 from litestar.types import ASGIApp, ControllerRouterHandler, Message, Receive, Scope, Send
 from litestar.utils import normalize_path
 
-from repository.errors import RepositoryError
+from repository.errors import DrainingError, RepositoryError
 from repository.repository import Repository
 from server import errors
 from server.auth import INFER, Gate, Key, scope_of
@@ -37,6 +37,7 @@ from server.faces import (
     gpu,
     health,
     marqo,
+    memory,
     native,
     openai_embeddings,
     openai_text,
@@ -63,6 +64,7 @@ ASKED_LONGEST = 200  # characters of a request that the audit log keeps
 EXTENSIONS = ("binary_tensor_data", "parameters")  # of KServe V2, as Triton names them
 FACES: tuple[ControllerRouterHandler, ...] = (
     native.router,
+    memory.router,
     gpu.router,
     model_face.router,
     marqo.router,
@@ -78,7 +80,7 @@ FACES: tuple[ControllerRouterHandler, ...] = (
 
 def build_app(models: Repository, settings: Settings, metrics: Metrics | None = None) -> ModelDepot:
     """`metrics`: whose observer `models` was born with. Raises ConfigError for the key file."""
-    counts = metrics or Metrics()
+    counts = metrics or Metrics(triton=settings.triton_metrics)
     counts.attach(models)
     local = is_loopback(settings.host) and not settings.insecure
     gate = Gate(settings.api_keys, refused=counts.auth_failed, local=local)
@@ -108,6 +110,9 @@ def info_of(settings: Settings) -> health.Info:
     except metadata.PackageNotFoundError:
         version = "0"
     return health.Info(settings.server_name, version, EXTENSIONS)
+
+
+CUT_OFF = "the server is shutting down, and this had not ended when its grace was over"
 
 
 class ModelDepot(Litestar):
@@ -211,16 +216,25 @@ class ModelDepot(Litestar):
         except errors.ServerError as error:
             await _refuse(answer, path, error)
         else:
-            if method == "HEAD" and path != events.PATH:  # which would never end
-                # As GET: uvicorn, which has the scope as it came, keeps the body back.
-                scope = cast("Scope", {**scope, "method": "GET"})
             try:
-                await super().__call__(scope, receive, answer)
+                await self._handle(scope, receive, answer, path)
             finally:
                 if client:
                     self._turnstile.leave(client)
         if changes:
             _note(scope, who, answer, time.perf_counter() - began)
+
+    async def _handle(self, scope: Scope, receive: Receive, answer: _Answer, path: str) -> None:
+        head = scope["method"] == "HEAD"  # type: ignore[typeddict-item]
+        if head and path != events.PATH:  # which would never end
+            # As GET: uvicorn, which has the scope as it came, keeps the body back.
+            scope = cast("Scope", {**scope, "method": "GET"})
+        try:
+            await super().__call__(scope, receive, answer)
+        except asyncio.CancelledError:
+            if not self.models.draining or answer.status:
+                raise
+            await _refuse(answer, path, DrainingError(CUT_OFF, retry_after_s=5.0))
 
     def _let_in(self, scope: Scope, who: Key | None) -> str:
         """Raises TooManyRequestsError."""
@@ -309,7 +323,9 @@ def render(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
-async def _refuse(send: Send | _Answer, path: str, error: errors.ServerError) -> None:
+async def _refuse(
+    send: Send | _Answer, path: str, error: errors.ServerError | RepositoryError
+) -> None:
     status, body = shape(path, error)
     headers = {**errors.headers_of(error), "content-type": "application/json"}
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]

@@ -60,6 +60,7 @@ TABLE: tuple[_Row, ...] = (
     _Row(_READ, "/v2/health/live", None),
     _Row(_READ, "/v2/health/ready", None),
     _Row(_READ, "/metrics", Scope.METRICS),
+    _Row(_READ, "/v1/devices", Scope.METRICS),  # the machine's figures, as /metrics has them
     _Row(_READ, "/v2", Scope.INFERENCE),
     _Row(_READ, "/v2/models/", Scope.INFERENCE),
     _Row(_READ, "/v1/models", Scope.INFERENCE),

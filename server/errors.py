@@ -179,6 +179,8 @@ def body_native(error: BaseException) -> dict[str, Any]:
             "device": error.device,
             "residents": error.residents,
             "pinned": error.pinned,
+            "asleep": error.asleep,
+            "foreign": error.foreign,
         }
     return {"error": inner, "detail": inner["message"]}
 

@@ -17,7 +17,7 @@ import signal
 import socket
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -33,6 +33,7 @@ from server import logs
 from server.app import ModelDepot, build_app
 from server.fast import FastProtocol
 from server.metrics.http import Metrics
+from server.metrics_port import PATH, MetricsPort
 from server.protocol import Protocol, watch_over
 from server.settings import Settings, check_bind, options_of
 
@@ -77,14 +78,22 @@ class Server(uvicorn.Server):
     """uvicorn's, but a signal begins a drain. `exit_code` is the process's; `up` is set when it
     accepts."""
 
-    def __init__(self, app: ModelDepot, settings: Settings, *, alone: bool = False) -> None:
-        """`alone`: the process is for nothing else."""
+    def __init__(
+        self,
+        app: ModelDepot,
+        settings: Settings,
+        *,
+        alone: bool = False,
+        scraped: MetricsPort | None = None,
+    ) -> None:
+        """`alone`: the process is for nothing else. `scraped`: opened and closed with it."""
         super().__init__(_config(app, settings))
         self.exit_code = 0
         self.up = asyncio.Event()
         self._app = app
         self._settings = settings
         self._alone = alone
+        self._scraped = scraped
         self._signals = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._beside: list[asyncio.Task[None]] = []
@@ -95,6 +104,9 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self._scraped is not None:
+            await self._scraped.open()
+            log.info("metrics %s%s", url_of(self._scraped.sock), PATH)
         if self._alone:
             # What start-up made stays: the collector need not look at it again.
             gc.collect()
@@ -116,6 +128,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for task in self._beside:
             task.cancel()
+        if self._scraped is not None:
+            await self._scraped.close()
         await super().shutdown(sockets)
 
     async def _report_start(self) -> None:
@@ -184,34 +198,45 @@ def kill_children() -> None:
 def serve(settings: Settings) -> int:
     """Returns the exit code: 0 after a clean end."""
     logs.set_up(settings.log_format, settings.log_level)
-    try:
-        check_bind(settings)
-        _check_folder(settings.repo)
-        metrics = Metrics()
-        models = Repository(options_of(settings), metrics.observer)
-        app = build_app(models, settings, metrics)
-        sock = bind(settings.host, settings.port)
-    except RepositoryError as error:
-        log.error("%s", error)
-        return 1
+    with ExitStack() as sockets:
+        try:
+            check_bind(settings)
+            _check_folder(settings.repo)
+            metrics = Metrics(triton=settings.triton_metrics)
+            models = Repository(options_of(settings), metrics.observer)
+            app = build_app(models, settings, metrics)
+            sock = sockets.enter_context(bind(settings.host, settings.port))
+            scraped = _metrics_port(app, settings)
+            if scraped is not None:
+                sockets.enter_context(scraped.sock)
+        except RepositoryError as error:
+            log.error("%s", error)
+            return 1
+        return _run(Server(app, settings, alone=True, scraped=scraped), sock)
+
+
+def _metrics_port(app: ModelDepot, settings: Settings) -> MetricsPort | None:
+    if settings.metrics_port is None:
+        return None
+    return MetricsPort(app, bind(settings.host, settings.metrics_port, flag="--metrics-port"))
+
+
+def _run(server: Server, sock: socket.socket) -> int:
     _keep_freed_memory()
     _allow_many_files()
     _name_process()
-    server = Server(app, settings, alone=True)
     try:
         server.run(sockets=[sock])
     except SystemExit:
         log.error("the start failed")
         return 1
-    finally:
-        sock.close()
     if server.exit_code == 0:
         log.info("stopped")
     return server.exit_code
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket, before anything else is started. Raises ConfigError."""
+def bind(host: str, port: int, *, flag: str = "--port") -> socket.socket:
+    """A listening socket, before anything else is started. Raises ConfigError, naming the flag."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -228,8 +253,8 @@ def bind(host: str, port: int) -> socket.socket:
         sock.close()
         raise ConfigError(
             f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; "
-            "stop what listens there or choose another with --port",
-            where="--port",
+            f"stop what listens there or choose another with {flag}",
+            where=flag,
         ) from error
     return sock
 

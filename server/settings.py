@@ -22,7 +22,20 @@ from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from repository.errors import ConfigError, RepositoryError
 from repository.reports import Options
-from repository.sizes import parse_bytes
+from server.values import (
+    MANY,
+    budget,
+    flag,
+    names,
+    number,
+    one_of,
+    path,
+    paths,
+    seconds,
+    shares,
+    size,
+    text,
+)  # fmt: skip
 
 ENV = "MODELDEPOT_"
 # Variables with our prefix that are not settings of the server: the command's own, and those that
@@ -30,95 +43,6 @@ ENV = "MODELDEPOT_"
 # them.
 _NOT_OURS = re.compile(r"SERVICE_(HOST|PORT)(_.*)?|PORT_\d+_.*|URL|API_KEY|CONFIG")
 _LINK = re.compile(r"(tcp|udp|sctp)://")
-
-
-# Readers: the value as it was given, and the folder that relative paths start from.
-
-
-def _text(value: Any, _: Path) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("must be a text")
-    return value
-
-
-def _flag(value: Any, _: Path) -> bool:
-    if isinstance(value, bool):
-        return value
-    words = {"1": True, "true": True, "yes": True, "on": True}
-    words |= {"0": False, "false": False, "no": False, "off": False}
-    word = str(value).strip().lower()
-    if word not in words:
-        raise ValueError("must be true or false")
-    return words[word]
-
-
-def _path(value: Any, base: Path) -> Path:
-    if not isinstance(value, (str, Path)) or not str(value):
-        raise ValueError("must be a path")
-    return base / Path(value).expanduser()
-
-
-def _names(value: Any, _: Path) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)) or not all(isinstance(p, str) for p in parts):
-        raise ValueError("must be a list of names")
-    return tuple(p.strip() for p in parts if p.strip())
-
-
-def _paths(value: Any, base: Path) -> tuple[Path, ...]:
-    parts = value.split(":") if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)) or not parts:
-        raise ValueError("must be a list of paths")
-    return tuple(_path(part, base) for part in parts if part)
-
-
-def _budget(value: Any, _: Path) -> Mapping[str, int]:
-    # Here and below: `serve --help` needs this table at once, and neither numpy nor psutil.
-    from repository.devices.inventory import parse_budgets
-
-    if isinstance(value, Mapping):
-        value = ",".join(f"{device}={size}" for device, size in value.items())
-    if not isinstance(value, str):
-        raise ValueError('must look like "cpu=2GiB,cuda:0=70GiB"')
-    return dict(parse_budgets(value))
-
-
-def _size(value: Any, _: Path) -> int:
-    """ "64MiB", "1GB" or bytes."""
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ValueError('must be a size, such as "64MiB"')
-    return parse_bytes(str(value))
-
-
-def _one_of(*words: str) -> Callable[[Any, Path], str]:
-    def read(value: Any, _: Path) -> str:
-        word = str(value).strip().lower()
-        # YAML reads a bare `off` as false.
-        if value is False and "off" in words:
-            word = "off"
-        if word not in words:
-            raise ValueError(f"must be one of {', '.join(words)}")
-        return word
-
-    return read
-
-
-def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[Any, Path], Any]:
-    def read(value: Any, _: Path) -> int | float:
-        try:
-            number = kind(value)
-        except (TypeError, ValueError):
-            number = None
-        if isinstance(value, bool) or number is None or not low <= number <= high:
-            above = f"at least {low:g}" if high >= _MANY else f"from {low:g} to {high:g}"
-            raise ValueError(f"must be a {'whole ' if kind is int else ''}number, {above}")
-        return number
-
-    return read
-
-
-_MANY = 10**9
-_seconds = _number(float, 0, _MANY)
 
 
 class Setting(NamedTuple):
@@ -132,6 +56,7 @@ Mode = Literal["poll", "explicit", "none"]
 Watch = Literal["notify", "poll", "off"]
 Level = Literal["debug", "info", "warning", "error"]
 Budget = Mapping[str, int]
+Shares = Mapping[str, float]
 LOAD_SLOTS = max(4, 2 * (os.cpu_count() or 1))
 MAX_BODY = 64 * 1024**2
 
@@ -140,93 +65,120 @@ MAX_BODY = 64 * 1024**2
 class Settings:
     """Times in seconds, sizes in bytes."""
 
-    repo: Annotated[Path, Setting("folder of models", _path)] = Path("/models")
-    host: Annotated[str, Setting("address to listen on", _text)] = "127.0.0.1"
-    port: Annotated[int, Setting("port; 0 takes a free one", _number(int, 0, 65535))] = 8000
+    repo: Annotated[Path, Setting("folder of models", path)] = Path("/models")
+    host: Annotated[str, Setting("address to listen on", text)] = "127.0.0.1"
+    port: Annotated[int, Setting("port; 0 takes a free one", number(int, 0, 65535))] = 8000
     model_control_mode: Annotated[
         Mode,
         Setting(
             "poll: all models, watched; explicit: those asked for; none: all, at start only",
-            _one_of("poll", "explicit", "none"),
+            one_of("poll", "explicit", "none"),
         ),
     ] = "poll"
     load_model: Annotated[
-        tuple[str, ...], Setting("models loaded at start in explicit mode; * is all", _names)
+        tuple[str, ...], Setting("models loaded at start in explicit mode; * is all", names)
     ] = ()
     watch: Annotated[
-        Watch, Setting("how changes of files are seen", _one_of("notify", "poll", "off"))
+        Watch, Setting("how changes of files are seen", one_of("notify", "poll", "off"))
     ] = "notify"
-    settle: Annotated[float, Setting("seconds without a change before files count", _seconds)] = 1.0
+    settle: Annotated[float, Setting("seconds without a change before files count", seconds)] = 1.0
     poll_secs: Annotated[
-        float, Setting("seconds between two looks with --watch poll", _number(float, 0.05, _MANY))
+        float,
+        Setting("seconds between two looks with --watch poll", number(float, 0.05, MANY)),
     ] = 1.5
-    api_keys: Annotated[Path | None, Setting("file of API keys", _path)] = None
-    insecure: Annotated[bool, Setting("allow a public address without API keys", _flag)] = False
-    trust_code: Annotated[bool, Setting("allow models that bring their own code", _flag)] = False
+    api_keys: Annotated[Path | None, Setting("file of API keys", path)] = None
+    insecure: Annotated[bool, Setting("allow a public address without API keys", flag)] = False
+    trust_code: Annotated[bool, Setting("allow models that bring their own code", flag)] = False
     default_host: Annotated[
         Literal["process", "inline"],
-        Setting("where a model runs that does not say", _one_of("process", "inline")),
+        Setting("where a model runs that does not say", one_of("process", "inline")),
     ] = "process"
     memory_budget: Annotated[
-        Budget, Setting('bytes that models may take, "cpu=2GiB,cuda:0=70GiB"', _budget)
+        Budget, Setting('bytes that models may take, "cpu=2GiB,cuda:0=70GiB"', budget)
     ] = field(default_factory=dict)
-    state_dir: Annotated[Path | None, Setting("folder for snapshots and state", _path)] = None
+    host_tier: Annotated[
+        int | None,
+        Setting("host memory for models that sleep, such as 8GiB; 0: none do", size),
+    ] = None
+    pin_cap: Annotated[
+        Shares,
+        Setting('share of a device that pinned models may hold, "cuda:0=0.5"', shares),
+    ] = field(default_factory=dict)
+    room_wait: Annotated[
+        float, Setting("seconds that a load waits for others to leave", seconds)
+    ] = 10.0
+    crash_limit: Annotated[
+        int, Setting("crashes in a row after which a load is given up", number(int, 1, 1000))
+    ] = 3
+    allow_cpu_fallback: Annotated[
+        bool,
+        Setting("a model for a GPU may run on the CPU where the GPU cannot be used", flag),
+    ] = False
+    state_dir: Annotated[Path | None, Setting("folder for snapshots and state", path)] = None
     forget: Annotated[
-        bool, Setting("start clean: what was said by call before counts no more", _flag)
+        bool, Setting("start clean: what was said by call before counts no more", flag)
     ] = False
     allowed_root: Annotated[
         tuple[Path, ...],
-        Setting("folder beside REPO that models and adapters may be loaded from", _paths),
+        Setting("folder beside REPO that models and adapters may be loaded from", paths),
     ] = ()
     default_model: Annotated[
-        str | None, Setting("model of a POST /v1/load_model that names none", _text)
+        str | None, Setting("model of a POST /v1/load_model that names none", text)
     ] = None
     enable_inline_model_loading: Annotated[
-        bool, Setting("a request for a model that is not loaded loads it", _flag)
+        bool, Setting("a request for a model that is not loaded loads it", flag)
     ] = False
     demand_timeout: Annotated[
         float,
-        Setting("seconds that a request waits for its model to load", _number(float, 0.1, _MANY)),
+        Setting(
+            "seconds that a request waits for its model to load",
+            number(float, 0.1, MANY),
+        ),
     ] = 60.0
     demand_queue: Annotated[
-        int, Setting("requests that may wait for one model to load", _number(int, 1, _MANY))
+        int,
+        Setting("requests that may wait for one model to load", number(int, 1, MANY)),
     ] = 256
     min_residency: Annotated[
         float,
         Setting(
-            "seconds that a model in use stays before a request for another drives it out", _seconds
+            "seconds that a model in use stays before a request for another drives it out",
+            seconds,
         ),
     ] = 2.0
-    load_slots: Annotated[int, Setting("loads that run at once", _number(int, 1, 1024))] = (
-        LOAD_SLOTS
-    )
+    load_slots: Annotated[int, Setting("loads that run at once", number(int, 1, 1024))] = LOAD_SLOTS
     load_timeout: Annotated[
-        float, Setting("seconds that a load may take", _number(float, 0.1, _MANY))
+        float, Setting("seconds that a load may take", number(float, 0.1, MANY))
     ] = 600.0
-    drain: Annotated[float, Setting("seconds an unload waits for running requests", _seconds)] = (
-        30.0
-    )
-    grace: Annotated[float, Setting("seconds from SIGTERM to the exit", _seconds)] = 30.0
-    max_body: Annotated[int, Setting("largest inference request, such as 64MiB", _size)] = MAX_BODY
+    drain: Annotated[float, Setting("seconds an unload waits for running requests", seconds)] = 30.0
+    grace: Annotated[float, Setting("seconds from SIGTERM to the exit", seconds)] = 30.0
+    max_body: Annotated[int, Setting("largest inference request, such as 64MiB", size)] = MAX_BODY
     max_queue: Annotated[
-        int, Setting("requests that may wait for one model", _number(int, 1, _MANY))
+        int, Setting("requests that may wait for one model", number(int, 1, MANY))
     ] = 1024
     keepalive: Annotated[
         float,
-        Setting("seconds between signs of life of event streams", _number(float, 0.1, _MANY)),
+        Setting("seconds between signs of life of event streams", number(float, 0.1, MANY)),
     ] = 15.0
-    fast_path: Annotated[bool, Setting("answer inference below ASGI", _flag)] = True
-    server_name: Annotated[str, Setting("name in the server's metadata", _text)] = "modeldepot"
+    fast_path: Annotated[bool, Setting("answer inference below ASGI", flag)] = True
+    metrics_port: Annotated[
+        int | None,
+        Setting("a port of its own for /metrics, as Triton's 8002", number(int, 0, 65535)),
+    ] = None
+    triton_metrics: Annotated[bool, Setting("show Triton's names (nv_*) in /metrics too", flag)] = (
+        True
+    )
+    server_name: Annotated[str, Setting("name in the server's metadata", text)] = "modeldepot"
     log_format: Annotated[
-        Literal["text", "json"], Setting("how log lines look", _one_of("text", "json"))
+        Literal["text", "json"], Setting("how log lines look", one_of("text", "json"))
     ] = "text"
     log_level: Annotated[
-        Level, Setting("least level logged", _one_of("debug", "info", "warning", "error"))
+        Level, Setting("least level logged", one_of("debug", "info", "warning", "error"))
     ] = "info"
     strict_readiness: Annotated[
-        bool, Setting("not ready while any wanted model does not serve", _flag)
+        bool, Setting("not ready while any wanted model does not serve", flag)
     ] = False
-    exit_on_error: Annotated[bool, Setting("exit 1 if a model fails at start", _flag)] = False
+    exit_on_error: Annotated[bool, Setting("exit 1 if a model fails at start", flag)] = False
 
 
 def _fields() -> dict[str, Setting]:
@@ -356,6 +308,11 @@ def options_of(settings: Settings) -> Options:
         trust_code=settings.trust_code,
         default_host=settings.default_host,
         memory_budget=settings.memory_budget,
+        host_tier=settings.host_tier,
+        pin_cap=settings.pin_cap,
+        room_wait_s=settings.room_wait,
+        crash_limit=settings.crash_limit,
+        cpu_fallback=settings.allow_cpu_fallback,
         state_dir=settings.state_dir,
         load_slots=settings.load_slots,
         load_timeout_s=settings.load_timeout,
@@ -376,8 +333,9 @@ def check_bind(settings: Settings) -> None:
     if settings.api_keys is None and not settings.insecure and not is_loopback(settings.host):
         raise ConfigError(
             f"refusing to listen on {settings.host} without API keys: anyone who can reach it "
-            "could load and unload models; give --api-keys FILE (see `modeldepot keys new`), "
-            "stay on 127.0.0.1, or say --insecure if something in front asks for keys",
+            "could load and unload models; give --api-keys FILE (MODELDEPOT_API_KEYS; see `modeldepot "
+            "keys new`), stay on 127.0.0.1, or say --insecure (MODELDEPOT_INSECURE=1) if something "
+            "in front asks for keys",
             where="--host",
         )
 

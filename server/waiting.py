@@ -38,7 +38,7 @@ class WaitingRoom:
         """For a request that was refused a lease with `error`: as `Repository.demand`, which tells
         `take`. None: nothing is loaded for such an error. Raises what the request is to be refused
         with instead."""
-        if not models.on_demand or not isinstance(error, NOT_SERVING):
+        if not isinstance(error, NOT_SERVING) or not models.loads_on_request(model):
             return None  # not raised again: that would tie the error to its own traceback
         if self.held and self.held + size > self.most_bytes:
             raise QueueFullError(

@@ -88,11 +88,14 @@ class Depot:
         await self.until(lambda: self.models.leases == 0 and self.models.rooms == 0)
 
     async def counts(self) -> dict[str, float]:
-        """What was counted of requests: label values -> number."""
+        """What was counted of requests: label values -> number. Times that are measured are 1.0 where
+        there are any: no two requests take the same."""
         page = (await self.metrics.render())[0].decode()
-        return {found[1] + found[2]: float(found[3]) for found in COUNTED.finditer(page)}
+        found = {at[1] + at[2]: float(at[3]) for at in COUNTED.finditer(page)}
+        return {k: float(n > 0) if MEASURED.search(k) else n for k, n in found.items()}
 
 
+MEASURED = re.compile(r'phase="(input|output)"')
 COUNTED = re.compile(
     r"^modeldepot_(inference_requests_total|load_shed_total|auth_failures_total|inference_in_flight"
     r"|inference_duration_seconds_count|inference_queue_duration_seconds_count"

@@ -31,9 +31,15 @@ COMMANDS: dict[str, Place] = {
     "load": Place("wishes", "load", "Load a model and wait until it serves."),
     "unload": Place("wishes", "unload", "Unload a model and wait until its memory is back."),
     "reload": Place("wishes", "reload", "Load a model anew; the old one serves meanwhile."),
+    "sleep": Place("memory", "sleep", "Put a model to sleep in host memory."),
+    "wake": Place("memory", "wake", "Wake a model and wait until it serves."),
+    "pin": Place("memory", "pin", "Keep a model: nobody drives it out."),
+    "unpin": Place("memory", "unpin", "Let a model be driven out again."),
+    "devices": Place("memory", "devices", "Show the devices and their memory."),
     "events": Place("events", "events", "Follow what happens on a server."),
     "infer": Place("infer", "infer", "Send one request to a model."),
     "keys": Place("keys", "keys", "Make API keys."),
+    "doctor": Place("doctor", "doctor", "Check that this machine can serve."),
     "version": Place("version", "version", "Show the version."),
 }
 

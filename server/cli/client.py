@@ -116,6 +116,21 @@ class Client:
     async def unload_all(self) -> dict[str, Any]:
         return await self._json("POST", "/v1/models/unload-all", limit_s=WORK_S)
 
+    async def sleep(self, name: str) -> dict[str, Any]:
+        body = {"model_name": checked(name)}
+        return await self._json("POST", "/v1/models/sleep", body, limit_s=WORK_S)
+
+    async def wake(self, name: str) -> dict[str, Any]:
+        body = {"model_name": checked(name)}
+        return await self._json("POST", "/v1/models/wake", body, limit_s=WORK_S)
+
+    async def pin(self, name: str, *, pinned: bool) -> dict[str, Any]:
+        body = {"model_name": checked(name), "pinned": pinned}
+        return await self._json("POST", "/v1/models/pin", body)
+
+    async def devices(self) -> dict[str, Any]:
+        return await self._json("GET", "/v1/devices")
+
     async def metadata(self, name: str, version: int | None) -> dict[str, Any]:
         return await self._json("GET", v2_path(name, version))
 

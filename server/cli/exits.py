@@ -27,10 +27,12 @@ _HINTS = {
     401: "give --api-key or set MODELDEPOT_API_KEY (`modeldepot keys new` makes a key)",
     403: "this needs a key with another scope: ask for one, or make it with `modeldepot keys new`",
     404: "`modeldepot status` lists the models of this server",
-    409: "look at `modeldepot status MODEL` and try again",
+    409: "`modeldepot status MODEL` shows how it stands",
     429: "try again a little later",
     503: "try again a little later",
-    507: "unload something, raise the server's --memory-budget, or see `load --dry-run`",
+}
+_HINTS_OF_CODE = {  # what the status has more than one reason for
+    "no_room": "see `modeldepot devices`, and `modeldepot load MODEL --dry-run`",
 }
 
 
@@ -51,7 +53,8 @@ class Failure(click.ClickException):
 def failure_of(status: int, text: str, code: str = "") -> Failure:
     """From a server's answer that is not a 2xx. `code` is the answer's own word for it."""
     exit_code = _OF_CODE.get(code) or _OF_STATUS.get(status, FAILED)
-    return Failure(text or f"the server answered {status}", exit_code, _HINTS.get(status, ""))
+    hint = _HINTS_OF_CODE.get(code) or _HINTS.get(status, "")
+    return Failure(text or f"the server answered {status}", exit_code, hint)
 
 
 @contextmanager

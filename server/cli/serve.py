@@ -12,9 +12,13 @@ from server.cli.exits import our_errors
 from server.settings import ENV, FIELDS, Settings
 
 
-def _flags() -> list[click.Parameter]:
+def flags(*, hidden: bool = False) -> list[click.Parameter]:
+    """`hidden`: taken, and left out of --help."""
     kinds, defaults = get_type_hints(Settings), Settings()
-    return [_flag(n, kinds[n], getattr(defaults, n)) for n in FIELDS if n != "repo"]
+    found = [_flag(n, kinds[n], getattr(defaults, n)) for n in FIELDS if n != "repo"]
+    for each in found:
+        each.hidden = hidden
+    return [*found]
 
 
 def _flag(name: str, kind: Any, default: Any) -> click.Option:
@@ -76,6 +80,6 @@ serve = click.Command(
         click.Option(
             ["--print-config"], is_flag=True, help="Show each setting and its source, and exit."
         ),
-        *_flags(),
+        *flags(),
     ],
 )

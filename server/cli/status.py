@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from server.cli.client import Client
 
-HEAD = ("MODEL", "STATE", "VERSION", "DEVICE", "MEMORY", "IN FLIGHT", "LAST ERROR")
+HEAD = ("MODEL", "STATE", "VERSION", "DEVICE", "MEMORY", "RESERVED", "IN FLIGHT", "LAST ERROR")
 GENERATIONS = ("GENERATION", "VERSION", "STATE", "WHY", "DEVICE", "MEMORY", "IN FLIGHT", "SERVED")
+DEVICES = ("ON", "RESERVED", "MEASURED")
 LOOK_S = 3.0  # what is in flight makes no event
 TOGETHER_S = 0.2  # events come in groups
 STORY = 8  # steps shown of the newest generation
@@ -72,19 +73,29 @@ def show(console: Console, models: list[dict[str, Any]], *, whole: bool) -> None
 
 
 def row_of(model: dict[str, Any]) -> tuple[str, ...]:
+    from repository.sizes import human
+
     alive = [g for g in model["generations"] if g["state"] not in ENDED]
     serving = model["serving_version"]
     versions = [serving] if serving else [g["version"] for g in alive[:1]]
     error = model["last_error"]
     return (
         model["name"],
-        model["state"] + (" (reloading)" if model["reloading"] else ""),
+        _state(model),
         ",".join(str(v) for v in versions),
         ",".join(sorted({g["device"] for g in alive})),
         _memory(model["memory"]),
+        human(model["memory"]["reserved"]) if model["memory"]["reserved"] else "",
         str(sum(g["leases"] for g in alive)) if alive else "",
         error["message"] if error else "",
     )
+
+
+def _state(model: dict[str, Any]) -> str:
+    """The public word, and in brackets what stands beside it."""
+    beside = [word for word in ("reloading", "asleep", "pinned") if model.get(word)]
+    state: str = model["state"]
+    return f"{state} ({', '.join(beside)})" if beside else state
 
 
 def _memory(memory: dict[str, Any]) -> str:
@@ -101,7 +112,7 @@ def _memory(memory: dict[str, Any]) -> str:
 def details_of(model: dict[str, Any]) -> list[str]:
     from server.cli.tables import plain
 
-    lines: list[str] = []
+    lines: list[str] = _in_memory(model)
     if model.get("problems"):
         lines += ["", "In its folder:"]
         lines += [f"  {_problem(p)}" for p in model["problems"]]
@@ -110,6 +121,27 @@ def details_of(model: dict[str, Any]) -> list[str]:
         lines += ["", *plain(GENERATIONS, [_generation(g) for g in gens])]
         lines += ["", f"The story of #{gens[0]['serial']}:"]
         lines += [_step(s) for s in gens[0]["story"][-STORY:]]
+    return lines
+
+
+def _in_memory(model: dict[str, Any]) -> list[str]:
+    """By device; and what of it is not as it was meant to be."""
+    from repository.sizes import human
+    from server.cli.tables import plain
+
+    rows = [
+        (
+            device,
+            human(here["reserved"]),
+            ", ".join(f"{kind} {human(size)}" for kind, size in here["measured"].items()),
+        )
+        for device, here in model["memory"].get("devices", {}).items()
+    ]
+    lines = ["", *plain(DEVICES, rows)] if rows else []
+    if model.get("pin_refused"):
+        lines += ["", f"It is to be pinned, but is not: {model['pin_refused']}"]
+    if model.get("leaked_bytes"):
+        lines += ["", f"When it ended last, {human(model['leaked_bytes'])} did not come back."]
     return lines
 
 

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from server.cli.steps import Steps
 
 OPEN_S = 2.0  # for the event stream to open; without it the work goes on unseen
+SOURCES = {
+    "config": " (as its config says)",
+    "measured": " (as measured at an earlier load)",
+    "estimate": " (estimated from its files)",
+}
+BESIDES = {
+    "would_wake": "it sleeps, and would be woken",
+    "would_wait": "it would have to wait: others are busy, or leaving",
+}
 LAST_S = 0.5  # for the last event, which may come after the answer
 
 
@@ -61,6 +70,8 @@ async def unload(client: Client, model: str | None, everything: bool) -> None:
         name = model
         answer = await shown(client, model, lambda: client.unload(name))
         click.echo(f"{answer['message']}; {human(answer.get('freed_bytes', 0))} are free again")
+        if leaked := answer.get("leaked_bytes", 0):
+            click.echo(f"  {human(leaked)} have not come back from the device", err=True)
         return
     answer = await shown(client, "", client.unload_all)
     errors = answer.get("errors", [])
@@ -76,16 +87,24 @@ async def unload(client: Client, model: str | None, everything: bool) -> None:
 
 
 def show_dry_run(answer: dict[str, Any]) -> None:
+    """What it needs and where, what is free, and what it costs the others; fails where it would not
+    load."""
     from repository.sizes import human
 
     click.echo(answer["message"])
-    click.echo(
-        f"  needs {human(answer['bytes_needed'])} on {answer['device']}, "
-        f"{human(answer['bytes_free'])} are free"
-    )
+    source = SOURCES.get(answer.get("source", ""), "")
+    needs = answer.get("needs") or {answer["device"]: answer["bytes_needed"]}
+    told = " and ".join(f"{human(size)} on {device}" for device, size in needs.items())
+    click.echo(f"  needs {told}{source}")
+    click.echo(f"  free: {human(answer['bytes_free'])} on {answer['device']}")
     if answer["would_evict"]:
-        click.echo(f"  would evict: {', '.join(answer['would_evict'])}")
-    if not answer["would_load"] and answer["bytes_needed"] > answer["bytes_free"]:
+        click.echo(f"  would make room: {', '.join(answer['would_evict'])}")
+    if answer.get("would_replace"):
+        click.echo("  a gap: what serves of it now would leave before the new one has loaded")
+    for key, text in BESIDES.items():
+        if answer.get(key):
+            click.echo(f"  {text}")
+    if not answer["would_load"] and answer["bytes_needed"]:  # else it is loaded already
         raise Failure("it would not be loaded", FAILED)
 
 

@@ -113,6 +113,8 @@ def unloaded(reports: Sequence[UnloadReport], took_s: float, gpus: Gpus) -> Unlo
 
 
 def _memory(reports: Sequence[UnloadReport], freed: int, gpus: Gpus) -> str:
+    if leaked := sum(r.leaked_bytes for r in reports):
+        return f"{human(freed)} of memory came back; {human(leaked)} had not yet."
     if not all(r.confirmed for r in reports):
         return f"{human(freed)} of memory came back; whether that is all could not be confirmed."
     if not gpus.after and any(r.model in gpus.before for r in reports):

@@ -17,12 +17,16 @@ class UnloadError(msgspec.Struct):
 
 
 class UnloadAllReply(msgspec.Struct):
-    """`unloaded_models`: those that ran when it was asked for; `freed_bytes`: reserved for them."""
+    """`unloaded_models`: those that ran when it was asked for; `freed_bytes`: reserved for them;
+    `leaked_bytes`: what devices had not given back when their workers had ended; `confirmed`: every
+    worker is gone."""
 
     unloaded_models: list[str]
     errors: list[UnloadError]
     total_unloaded: int
     freed_bytes: int
+    leaked_bytes: int
+    confirmed: bool
     status: Success = "success"
 
 
@@ -33,4 +37,6 @@ def unloaded_all(report: UnloadAllReport) -> UnloadAllReply:
         errors=[UnloadError(model, text) for model, text in sorted(report.errors.items())],
         total_unloaded=len(unloaded),
         freed_bytes=sum(r.bytes_freed for r in report.unloaded),
+        leaked_bytes=sum(r.leaked_bytes for r in report.unloaded),
+        confirmed=all(r.confirmed for r in report.unloaded),
     )

@@ -7,7 +7,7 @@ Times are ISO 8601 in UTC, sizes bytes. No absolute path is shown.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -16,14 +16,16 @@ from litestar import Request, Router, get
 from litestar.di import NamedDependency
 
 from repository.errors import ModelNotFoundError
-from repository.lifecycle.generation import Generation
-from repository.lifecycle.states import HOLDS_MEMORY, TERMINAL, State
+from repository.lifecycle.generation import Generation, first_choice
+from repository.lifecycle.placement import Placement
+from repository.lifecycle.states import TERMINAL, State
 from repository.lifecycle.status import ModelStatus, text_of
 from repository.names import shown
 from repository.reports import AdapterView
 from repository.repository import Repository
 from repository.snapshot import ModelFolder, Problem
 from repository.spec import ModelSpec
+from server.codecs.memory_views import MemoryView, memory_of, memory_of_one
 from server.codecs.openai_models import BETWEEN, ModelCard, cards_of, created_of
 from server.settings import Settings
 
@@ -48,15 +50,6 @@ class ProblemView(msgspec.Struct):
     warning: bool
 
 
-class MemoryView(msgspec.Struct):
-    """`estimated`: before the load, of what runs (else of what would be loaded); `reserved`: held
-    in the ledger; `measured`: as the workers reported, by kind."""
-
-    estimated: int
-    reserved: int
-    measured: dict[str, int]
-
-
 class ValueView(msgspec.Struct):
     value: Any
     source: str
@@ -72,11 +65,20 @@ class StepView(msgspec.Struct):
 
 
 class GenerationView(msgspec.Struct):
+    """`device`: where it runs, or would first; `devices`: of each of its instances. `woken`: it
+    took over the worker and the memory of one that slept. `rolled_back`: its successor failed, and it
+    came back. `leaked_bytes`: what its device had not given back when it had ended."""
+
     serial: int
     version: int
     state: str
     trigger: str
     device: str
+    devices: list[str]
+    pinned: bool
+    woken: bool
+    rolled_back: bool
+    leaked_bytes: int
     fingerprint: str
     born: str
     leases: int
@@ -107,6 +109,12 @@ class AdapterEntry(msgspec.Struct):
 
 
 class ModelView(msgspec.Struct):
+    """`asleep`: weights of it wait in host memory, and do not serve. `rolled_back`: what serves came
+    back because its successor failed; `last_error` says why. `can_sleep`: what runs of it can; null
+    where nothing does, so that nobody knows. `pinned`: nobody drives out what runs of it;
+    `pin_refused`: why somebody may, though it was to be pinned. `leaked_bytes`: of the last that
+    ended."""
+
     id: str
     created: int
     owned_by: str
@@ -114,6 +122,12 @@ class ModelView(msgspec.Struct):
     state: str
     reloading: bool
     wanted: bool
+    asleep: bool
+    rolled_back: bool
+    can_sleep: bool | None
+    pinned: bool
+    pin_refused: str | None
+    leaked_bytes: int
     serving_version: int | None
     last_error: ErrorView | None
     changed_at: str | None
@@ -140,7 +154,7 @@ async def show(
     name, owner = request.scope["path"].removeprefix(PREFIX), settings.server_name
     if BETWEEN not in name:
         adapters = await models.adapters_now(models.status(name).name)
-        return view_of(models.status(name), owner, adapters)
+        return view_of(models.status(name), owner, adapters, models.expects)
     model, _, adapter = name.partition(BETWEEN)
     status = models.status(model)
     id = f"{status.name}{BETWEEN}{adapter}"
@@ -152,8 +166,14 @@ async def show(
     )
 
 
-def view_of(status: ModelStatus, owner: str, adapters: Iterable[AdapterView] = ()) -> ModelView:
-    folder = status.folder
+def view_of(
+    status: ModelStatus,
+    owner: str,
+    adapters: Iterable[AdapterView] = (),
+    expects: Callable[[ModelSpec], Placement] = lambda spec: first_choice(spec)[0],
+) -> ModelView:
+    """`expects`: what a load would need, of what does not run."""
+    folder, spec = status.folder, _current(status)
     error = status.last_error
     return ModelView(
         id=status.name,
@@ -163,6 +183,7 @@ def view_of(status: ModelStatus, owner: str, adapters: Iterable[AdapterView] = (
         state=status.state,
         reloading=status.reloading,
         wanted=status.wanted,
+        **_standing(status),
         serving_version=status.serving_version,
         last_error=None
         if error is None
@@ -171,8 +192,8 @@ def view_of(status: ModelStatus, owner: str, adapters: Iterable[AdapterView] = (
         aliases=list(folder.aliases) if folder else [],
         versions=sorted(folder.versions) if folder else [],
         problems=[_problem(p) for p in folder.problems] if folder else [],
-        memory=_memory(status),
-        config=_config(_current(status)),
+        memory=memory_of(status, expects(spec) if spec else None),
+        config=_config(spec),
         adapters=[_adapter(view) for view in adapters],
         generations=[_generation(g) for g in status.generations],
     )
@@ -218,18 +239,28 @@ def _current(status: ModelStatus) -> ModelSpec | None:
     return status.generations[0].spec if status.generations else None
 
 
-def _memory(status: ModelStatus) -> MemoryView:
-    alive = [g for g in status.generations if g.state not in TERMINAL]
-    measured: dict[str, int] = {}
-    for gen in alive:
-        for kind, size in gen.measured.items():
-            measured[kind] = measured.get(kind, 0) + size
-    if alive:
-        estimated = sum(g.spec.bytes_needed for g in alive)
-    else:
-        spec = _current(status)
-        estimated = spec.bytes_needed if spec else 0
-    return MemoryView(estimated, sum(g.reserved for g in alive), measured)
+def _standing(status: ModelStatus) -> dict[str, Any]:
+    """Whether it sleeps, can, and may be driven out."""
+    alive = [gen for gen in status.generations if gen.state not in TERMINAL]
+    ended = [gen for gen in (*status.generations, *status.past) if gen.state in TERMINAL]
+    ready = [gen for gen in status.generations if gen.state is State.READY]  # newest first
+    known = [gen.loaded for gen in alive if gen.loaded is not None]
+    last = max(ended, key=lambda gen: gen.serial, default=None)
+    refused = [gen.pin_refused for gen in alive if gen.pin_refused]
+    return {
+        "asleep": status.asleep,
+        "rolled_back": bool(ready) and ready[0].rolled_back and not _is_wanted(ready[0], status),
+        "can_sleep": all("sleep" in loaded.abilities for loaded in known) if known else None,
+        "pinned": bool(alive) and all(gen.pinned for gen in alive),
+        "pin_refused": refused[0] if refused else None,
+        "leaked_bytes": last.leaked if last else 0,
+    }
+
+
+def _is_wanted(gen: Generation, status: ModelStatus) -> bool:
+    """Its files are what the folder holds: again, where it had come back for others."""
+    spec = status.folder.specs.get(gen.spec.version) if status.folder is not None else None
+    return spec is not None and spec.fingerprint == gen.spec.fingerprint
 
 
 def _config(spec: ModelSpec | None) -> dict[str, ValueView]:
@@ -256,6 +287,11 @@ def _generation(gen: Generation) -> GenerationView:
         state=gen.state,
         trigger=gen.trigger,
         device=gen.device,
+        devices=list(gen.chosen.devices),
+        pinned=gen.pinned,
+        woken=gen.woken,
+        rolled_back=gen.rolled_back,
+        leaked_bytes=gen.leaked,
         fingerprint=gen.spec.fingerprint,
         born=iso(_born(gen)) or "",
         leases=gen.leases,
@@ -270,11 +306,7 @@ def _generation(gen: Generation) -> GenerationView:
             gen.spec.version,
             iso(gen.story[-1].at),
         ),
-        memory=MemoryView(
-            gen.spec.bytes_needed,
-            gen.reserved if gen.state in HOLDS_MEMORY else 0,
-            dict(gen.measured),
-        ),
+        memory=memory_of_one(gen),
         loaded=msgspec.to_builtins(gen.loaded) if gen.loaded else None,
         story=[StepView(iso(s.at) or "", s.event, s.state, s.note) for s in gen.story],
     )

@@ -17,26 +17,10 @@ from litestar.params import JSONBody
 from repository.errors import InvalidRequestError
 from repository.lifecycle.status import ModelStatus, Public
 from repository.repository import Repository
+from server.codecs.named_model import NamedModel
 from server.codecs.openai_models import ModelCard, cards_of, word_of
 from server.codecs.unloaded import Success, UnloadAllReply, unloaded_all
 from server.settings import Settings
-
-
-class NamedModel(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Exactly one name, under any of the three keys (the same name twice is still one)."""
-
-    model_name: str | None = None
-    model: str | None = None
-    model_id: str | None = None
-
-    @property
-    def name(self) -> str:
-        given = {n for n in (self.model_name, self.model, self.model_id) if n is not None}
-        if len(given) != 1 or "" in given:
-            raise InvalidRequestError(
-                "'model_name' is missing or empty" if given <= {""} else "more than one model named"
-            )
-        return given.pop()
 
 
 class LoadRequest(NamedModel, forbid_unknown_fields=True, kw_only=True):
@@ -52,6 +36,15 @@ class LoadReply(msgspec.Struct):
 
 
 class DryRunReply(msgspec.Struct):
+    """Bytes on `device`, the first of `devices` (one for each instance); `needs`: on all of them.
+
+    source         how the need is known: config, measured (of an earlier load), estimate
+    would_evict    models that would leave, or sleep
+    would_replace  its own older generation would leave first, so nothing of it serves for a while
+    would_wake     it sleeps, and would be woken
+    would_wait     it would have to wait: others are busy, or leaving
+    """
+
     model: str
     would_load: bool
     bytes_needed: int
@@ -59,25 +52,39 @@ class DryRunReply(msgspec.Struct):
     device: str
     would_evict: list[str]
     message: str
+    devices: list[str]
+    needs: dict[str, int]
+    source: str
+    would_replace: bool
+    would_wake: bool
+    would_wait: bool
     dry_run: Literal[True] = True
     status: Success = "success"
 
 
 class UnloadReply(msgspec.Struct):
+    """`freed_bytes`: reserved for it, and returned; `leaked_bytes`: what a device had not given back
+    when the workers had ended; `confirmed`: every worker is gone, and with it all that it held."""
+
     model: str
     message: str
     freed_bytes: int
+    leaked_bytes: int
+    confirmed: bool
     status: Success = "success"
 
 
 class StatusReply(msgspec.Struct):
-    """`loading_status` names every model of the repository. `reloading` and `failed` are extra."""
+    """`loading_status` names every model of the repository. The last four are extra; `asleep` and
+    `pinned` name models."""
 
     loaded: list[str]
     loading_status: dict[str, str]
     repository: str
     reloading: list[str]
     failed: dict[str, str]
+    asleep: list[str]
+    pinned: list[str]
 
 
 class ModelList(msgspec.Struct):
@@ -101,6 +108,12 @@ async def load(
             device=would.device,
             would_evict=list(would.would_evict),
             message=would.message,
+            devices=list(would.devices or (would.device,)),
+            needs=dict(would.needs or {would.device: would.bytes_needed}),
+            source=would.source,
+            would_replace=would.would_replace,
+            would_wake=would.would_wake,
+            would_wait=would.would_wait,
         )
     await models.load(name, force=data.force_reload)
     return LoadReply(name, data.force_reload, f"Model {name} loaded successfully")
@@ -111,7 +124,13 @@ async def unload(data: JSONBody[NamedModel], models: NamedDependency[Repository]
     """Answers when nothing of it runs any more. Unloading what is not loaded is no error."""
     name = data.name
     report = await models.unload(name)
-    return UnloadReply(name, f"Model {name} unloaded successfully", report.bytes_freed)
+    return UnloadReply(
+        model=name,
+        message=f"Model {name} unloaded successfully",
+        freed_bytes=report.bytes_freed,
+        leaked_bytes=report.leaked_bytes,
+        confirmed=report.confirmed,
+    )
 
 
 @post("/unload-all", status_code=200, summary="Unload every model", tags=["models"])
@@ -138,6 +157,8 @@ def status(models: NamedDependency[Repository], settings: NamedDependency[Settin
         repository=str(settings.repo),
         reloading=[s.name for s in found if s.reloading],
         failed={s.name: _why(s) for s in found if s.state is Public.FAILED},
+        asleep=[s.name for s in found if s.asleep],
+        pinned=[s.name for s in found if any(g.pinned for g in s.generations)],
     )
 
 

@@ -79,7 +79,8 @@ def openai(error: BaseException) -> tuple[int, Any]:
 
 class Reason(msgspec.Struct):
     """`param`: the field that is wrong, where one is. `code`: a stable word to branch on. The last
-    five, in bytes, where there is no room."""
+    seven, in bytes, where there is no room; `asleep`: those of the residents that sleep; `foreign`:
+    what others than this server use of the device."""
 
     message: str
     type: str
@@ -90,6 +91,8 @@ class Reason(msgspec.Struct):
     device: str | msgspec.UnsetType = msgspec.UNSET
     residents: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
     pinned: list[str] | msgspec.UnsetType = msgspec.UNSET
+    asleep: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
+    foreign: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class NativeError(msgspec.Struct):

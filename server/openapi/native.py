@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from repository.errors import DeviceSilentError, SupersededError
+from server.codecs.named_model import NamedModel
 from server.codecs.openai_models import ModelCard
 from server.codecs.unloaded import UnloadAllReply
 from server.faces import gpu, models, native
@@ -45,7 +46,13 @@ DRY = {
     "bytes_free": 17179869184,
     "device": "cpu",
     "would_evict": [],
-    "message": "iris:1 would be loaded on cpu",
+    "message": "Model iris would be loaded",
+    "devices": ["cpu"],
+    "needs": {"cpu": 33554432},
+    "source": "estimate",
+    "would_replace": False,
+    "would_wake": False,
+    "would_wait": False,
 }
 UNLOADED_ALL = {
     "status": "success",
@@ -53,6 +60,8 @@ UNLOADED_ALL = {
     "errors": [],
     "total_unloaded": 1,
     "freed_bytes": 33554432,
+    "leaked_bytes": 0,
+    "confirmed": True,
 }
 CARD = {
     "id": "iris",
@@ -99,7 +108,7 @@ OPERATIONS = (
         path="/v1/models/unload",
         face=FACE,
         handler=native.unload,
-        body=asked(native.NamedModel, unload={"model_name": "iris"}),
+        body=asked(NamedModel, unload={"model_name": "iris"}),
         answers=ok(
             native.UnloadReply,
             {
@@ -107,6 +116,8 @@ OPERATIONS = (
                 "model": "iris",
                 "message": "Model iris unloaded successfully",
                 "freed_bytes": 33554432,
+                "leaked_bytes": 0,
+                "confirmed": True,
             },
         ),
         errors=WISH,
@@ -132,6 +143,8 @@ OPERATIONS = (
                 "repository": "/models",
                 "reloading": [],
                 "failed": {"org/name": "the file is no ONNX model"},
+                "asleep": [],
+                "pinned": ["iris"],
             },
         ),
     ),

@@ -120,10 +120,10 @@ class Told:
 
 
 @asynccontextmanager
-async def told_by(server: Running) -> AsyncIterator[Told]:
+async def told_by(server: Running, headers: dict[str, str] | None = None) -> AsyncIterator[Told]:
     told = Told()
     async with (
-        httpx.AsyncClient(base_url=server.url, timeout=None) as client,
+        httpx.AsyncClient(base_url=server.url, timeout=None, headers=headers) as client,
         client.stream("GET", "/v1/events", params={"after": "0"}) as stream,
     ):
         reader = asyncio.create_task(told.read(stream.aiter_lines()))

@@ -15,7 +15,7 @@ import httpx
 from tests.e2e.server import CONFIG, REQUEST, WITHIN_S, Running, add_model, serving
 
 ADMIN, USER = "pg_your_api_key", "pg_another_key"  # of the documents' own examples
-RESERVED = ("status", "load", "unload", "unload-all")
+RESERVED = ("status", "load", "unload", "unload-all", "sleep", "wake", "pin")
 HUGE = 1 << 50
 
 

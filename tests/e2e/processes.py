@@ -74,8 +74,8 @@ def snapshots(repo: Path) -> list[str]:
 
 
 def left_behind(repo: Path) -> list[str]:
-    """Files of a server in its state folder but for its journal, and shared memory."""
+    """Files of a server in its state folder but for its journal and its estimates, and shared memory."""
     state = repo.parent / "state"
     found = [str(p) for p in state.rglob("*") if not p.is_dir()]
-    found = [path for path in found if not Path(path).name.startswith("journal.")]
+    found = [p for p in found if not Path(p).name.startswith(("journal.", "needs.jsonl"))]
     return found + [name for name in os.listdir("/dev/shm") if "modeldepot" in name]

@@ -32,11 +32,16 @@ class Siege:
         self.port = int(running.url.rpartition(":")[2])
 
     async def truth(self) -> dict[str, Any]:
-        """All that a refused request must not change: states, generations, the ledger, counters."""
+        """All that a refused request must not change: states, generations, the ledger, counters. Not
+        what is measured, for that is looked at again all the time."""
         found: dict[str, Any] = {"status": (await self.client.get("/v1/models/status")).json()}
         for name in (await self.client.get("/v1/models")).json()["data"]:
             model = name["id"]
-            found[model] = (await self.client.get(f"/v1/models/{model}")).json()
+            page = found[model] = (await self.client.get(f"/v1/models/{model}")).json()
+            for memory in (page["memory"], *(gen["memory"] for gen in page["generations"])):
+                del memory["measured"]
+                for device in memory["devices"].values():
+                    del device["measured"]
             dry = {"model_name": model, "dry_run": True}
             found[f"{model}, dry"] = (await self.client.post("/v1/models/load", json=dry)).json()
         return found

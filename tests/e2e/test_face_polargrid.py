@@ -119,13 +119,19 @@ async def test_a_dry_run_says_what_a_load_would_do_and_does_nothing(grid: Grid) 
     await grid.clear()
     found = (await grid.load("gpt2", dry_run=True)).json()
     assert found.pop("message") and found.pop("bytes_needed") > 0 and found.pop("bytes_free") > 0
+    assert list(found.pop("needs")) == ["cpu"]
     assert found == {
         "status": "success",
         "model": "gpt2",
         "dry_run": True,
         "would_load": True,
         "device": "cpu",
+        "devices": ["cpu"],
+        "source": "estimate",
         "would_evict": [],
+        "would_replace": False,
+        "would_wake": False,
+        "would_wait": False,
     }
     big = (await grid.load("huge", dry_run=True)).json()
     assert big["would_load"] is False and big["bytes_needed"] == HUGE
@@ -143,6 +149,8 @@ async def test_an_unload_answers_as_documented_and_again_without_an_error(grid: 
         "status": "success",
         "model": "gpt2",
         "message": "Model gpt2 unloaded successfully",
+        "leaked_bytes": 0,
+        "confirmed": True,
     }
     assert first == again == expected
 
@@ -164,6 +172,8 @@ async def test_unload_all_names_what_it_unloaded(grid: Grid) -> None:
         "unloaded_models": ["llama-3.1-8b", "whisper-1"],
         "errors": [],
         "total_unloaded": 2,
+        "leaked_bytes": 0,
+        "confirmed": True,
     }
     again = (await grid.post("/v1/models/unload-all")).json()
     assert again["unloaded_models"] == [] and again["total_unloaded"] == 0
@@ -230,6 +240,8 @@ async def test_a_purge_unloads_everything(grid: Grid, body: Any) -> None:
         "unloaded_models": ["llama-3.1-8b", "whisper-1"],
         "errors": [],
         "total_unloaded": 2,
+        "leaked_bytes": 0,
+        "confirmed": True,
     }
     assert "loaded" not in (await grid.states()).values()
 

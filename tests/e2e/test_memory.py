@@ -71,7 +71,7 @@ async def ledger(client: httpx.AsyncClient) -> float:
     (line,) = [
         row
         for row in text.splitlines()
-        if row.startswith("modeldepot_device_memory_reserved_bytes")
+        if row.startswith('modeldepot_device_memory_reserved_bytes{device="cpu"')
     ]
     return float(line.rsplit(" ", 1)[1])
 
@@ -224,7 +224,7 @@ async def test_unloading_tells_the_bytes_and_balances_the_books(repo: Path) -> N
         for name, mib in sizes.items():
             found: Any = await shown(client, name)
             assert found["memory"]["reserved"] == found["memory"]["estimated"] == mib * MIB
-            assert found["memory"]["measured"]["host"] > 0
+            assert found["memory"]["measured"]["workspace"] > 0
         await ledger_is(client, 150 * MIB)
         assert (await post(client, "unload", "b")).json()["freed_bytes"] == 50 * MIB
         assert (await post(client, "unload", "b")).json()["freed_bytes"] == 0

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.e2e
 
 MODELS = ("iris", "tiny-lm", "minilm")
 ENDLESS = {"GET /v1/events"}
-LAST = ("unload", "purge")  # operations that leave the others without their models
+LAST = ("unload", "purge", "sleep")  # operations that leave the others without their models
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,8 @@ def left_behind(repo: Path) -> list[str]:
     """Files in the state folder that belong to a running server, and shared memory."""
     state = repo.parent / "state"
     found = [str(p) for p in state.rglob("*") if p.is_file() or p.is_socket()]
-    found = [path for path in found if not Path(path).name.startswith("journal.")]
+    kept = ("journal.", "needs.jsonl")
+    found = [path for path in found if not Path(path).name.startswith(kept)]
     return found + [name for name in os.listdir("/dev/shm") if "modeldepot" in name]
 
 
@@ -108,6 +109,20 @@ async def test_a_request_that_never_ends_does_not_outlast_the_grace(
         assert await server.code() in (0, 1)
         assert gone(children) and left_behind(repo) == []
         await asyncio.gather(stuck, return_exceptions=True)
+
+
+async def test_a_load_that_the_end_cuts_off_is_told_so(repo: Path, gates: Path) -> None:
+    add_model(repo, gates, "slow", load="never")
+    flags = ("--grace", "1", "--model-control-mode", "explicit")
+    async with serving(repo, *flags) as server, server.client() as client:
+        await ready(server)
+        load = asyncio.create_task(client.post("/v1/models/load", json={"model_name": "slow"}))
+        await reached(gates, "never")
+        server.signal(signal.SIGTERM)
+        answer = await load
+        assert answer.status_code == 503, answer.text
+        assert "shutting down" in answer.text
+        assert await server.code() == 0, server.log
 
 
 async def test_it_answers_while_its_models_still_load_and_is_ready_afterwards(

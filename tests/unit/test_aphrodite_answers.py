@@ -67,6 +67,12 @@ def test_what_is_not_confirmed_is_not_claimed(gpus: Gpus) -> None:
     assert ALL_FREED not in message and "3MiB of memory came back; whether that is all" in message
 
 
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_what_has_not_come_back_is_said_with_its_size(confirmed: bool) -> None:
+    message = told(gone(leaked_bytes=1 << 20, confirmed=confirmed), ON_GPU).message
+    assert message.endswith("3MiB of memory came back; 1MiB had not yet.")
+
+
 @given(st.floats(0, 1000), st.floats(0, 1))
 def test_the_parts_of_an_unload_add_up_to_the_whole(took_s: float, part: float) -> None:
     found = told(gone(took_s=took_s, drain_s=took_s * part))

@@ -17,7 +17,7 @@ import pytest
 from repository.events import Event
 from server.cli import COMMANDS
 from server.cli.steps import Steps
-from tests.cli import run
+from tests.cli import model, run
 from tests.fakes.depot import FakeDepot, depot, frame
 
 HEAVY = {"httpx", "rich", "litestar", "uvicorn", "numpy", "msgspec", "yaml", "asyncio", "torch"}
@@ -29,20 +29,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDepot]:
         monkeypatch.setenv("MODELDEPOT_URL", fake.url)
         monkeypatch.delenv("MODELDEPOT_API_KEY", raising=False)
         yield fake
-
-
-def model(name: str = "m", state: str = "loaded", **rest: Any) -> dict[str, Any]:
-    """As GET /v1/models/NAME answers."""
-    memory = {"estimated": 2048, "reserved": 2048, "measured": {}}
-    gen = {
-        "serial": 3, "version": 2, "state": "ready", "trigger": "api", "device": "cpu",
-        "leases": 1, "served": 5, "memory": memory, "error": None,
-        "story": [{"at": "2026-01-01T00:00:00", "state": "ready", "event": "warmed", "note": ""}],
-    }  # fmt: skip
-    return {
-        "name": name, "state": state, "reloading": False, "serving_version": 2, "wanted": True,
-        "last_error": None, "memory": memory, "generations": [gen], **rest,
-    }  # fmt: skip
 
 
 # the command itself -------------------------------------------------------------------------------
@@ -94,6 +80,13 @@ def test_a_servers_refusal_becomes_its_exit_code_and_its_own_words(
     assert result.exit_code == exit_code
     assert "Error: because" in result.stderr
     assert result.stdout == ""
+
+
+def test_only_who_lacks_memory_is_sent_to_look_at_it(server: FakeDepot) -> None:
+    for code, looks in (("no_room", True), ("not_kept", False), ("no_disk", False)):
+        answer = {"error": {"message": "because", "code": code}}
+        server.say("POST", "/v1/models/pin", answer, 507)
+        assert ("modeldepot devices" in run("pin", "m").stderr) is looks, code
 
 
 def test_nobody_listening_is_unreachable_and_says_what_to_do() -> None:
@@ -159,7 +152,7 @@ def test_status_shows_every_model_on_one_line_with_its_whole_last_error(
     head, first, second = run("status").stdout.splitlines()
     assert head.split()[:3] == ["MODEL", "STATE", "VERSION"]
     assert first.startswith("bad") and why in first
-    assert second.split() == ["m", "loaded", "(reloading)", "2", "cpu", "2KiB", "1", "-"]
+    assert second.split() == ["m", "loaded", "(reloading)", "2", "cpu", "2KiB", "2KiB", "1", "-"]
 
 
 def test_status_of_one_model_tells_its_generations_and_its_story(server: FakeDepot) -> None:
@@ -232,8 +225,8 @@ def test_a_dry_run_tells_the_numbers_and_who_would_leave(server: FakeDepot) -> N
     }  # fmt: skip
     server.say("POST", "/v1/models/load", said)
     result = run("load", "m", "--dry-run")
-    assert "needs 2KiB on cpu, 1KiB are free" in result.stdout
-    assert "would evict: old" in result.stdout
+    assert "needs 2KiB on cpu" in result.stdout and "free: 1KiB on cpu" in result.stdout
+    assert "would make room: old" in result.stdout and "gap" not in result.stdout
     assert server.asked[0].json["dry_run"] is True
 
 

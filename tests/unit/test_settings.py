@@ -70,7 +70,9 @@ def test_every_setting_can_come_from_the_environment() -> None:
         "keepalive": "3", "log_format": "json", "log_level": "DEBUG", "strict_readiness": "on",
         "exit_on_error": "true", "fast_path": "off", "forget": "true", "allowed_root": "/a:/b",
         "enable_inline_model_loading": "true", "demand_timeout": "7", "demand_queue": "8",
-        "min_residency": "9",
+        "min_residency": "9", "host_tier": "3GiB", "pin_cap": "0.5,cuda:0=0.2", "room_wait": "4",
+        "crash_limit": "5", "allow_cpu_fallback": "on", "metrics_port": "8002",
+        "triton_metrics": "off",
     }  # fmt: skip
     values = {key: samples.get(key, "/text") for key in FIELDS}
     environ = {f"MODELDEPOT_{key.upper()}": value for key, value in values.items()}
@@ -185,7 +187,8 @@ def test_options_carry_every_setting_of_the_repository(tmp_path: Path) -> None:
         "memory_budget": "cpu=2GiB", "state_dir": tmp_path / "state",
         "allowed_root": (tmp_path / "more",), "forget": True, "default_model": "a",
         "enable_inline_model_loading": True, "demand_timeout": 7.0, "demand_queue": 8,
-        "min_residency": 9.0,
+        "min_residency": 9.0, "host_tier": "3GiB", "pin_cap": "0.5,cuda:0=0.2", "room_wait": 4.0,
+        "crash_limit": 5, "allow_cpu_fallback": True,
     }  # fmt: skip
     options = options_of(resolve(flags, HOME).settings)
     assert options.root == tmp_path and options.mode == "explicit" and options.load == ("a",)
@@ -199,6 +202,17 @@ def test_options_carry_every_setting_of_the_repository(tmp_path: Path) -> None:
     assert (options.default_model, options.on_demand) == ("a", True)
     assert (options.demand_timeout_s, options.demand_queue) == (7.0, 8)
     assert options.min_residency_s == 9.0
+    assert options.host_tier == 3 * 1024**3
+    assert dict(options.pin_cap) == {"": 0.5, "cuda:0": 0.2}
+    assert (options.room_wait_s, options.crash_limit, options.cpu_fallback) == (4.0, 5, True)
+
+
+@pytest.mark.parametrize(
+    "said", ["1.5", "-0.1", "half", "cpu=", "=0.5", "cpu=0.1,cpu=0.2", "0.1,0.2"]
+)
+def test_a_pin_cap_that_is_no_share_says_how_it_should_look(said: str) -> None:
+    with pytest.raises(ConfigError, match=r"must be a share from 0 to 1, or look like"):
+        resolve({"pin_cap": said}, HOME)
 
 
 def test_print_config_shows_every_value_with_its_source() -> None:
