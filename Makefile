@@ -12,19 +12,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MARQO := 2.1.0 3.18.0 3.18.2
-SOURCES := repository server tests examples $(wildcard bench/*.py bench/peers/*.py)
+SOURCES := repository server tests examples grafana $(wildcard bench/*.py bench/peers/*.py)
 
 # Hundreds of short processes import the same sources in a test run: they are compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check clients bench bench-peers format lock build clean
+.PHONY: help run test check clients schema pictures bench bench-peers format lock build clean
 
 help:
 	@echo "make run     install, serve examples/models on http://$(HOST):$(PORT), show what to try"
 	@echo "make test    install, run the tests (ARGS=... goes to pytest)"
 	@echo "make check   format, lint, types, floors, tests: what CI runs"
 	@echo "make clients install the clients that some tests drive, each in its own place (-j3: at once)"
+	@echo "make schema  install what compares grafana/ with Grafana's own types (needs npm)"
+	@echo "make pictures draw docs/pictures anew, of a real run of four minutes (needs prometheus)"
 	@echo "make bench   compare with limits and peers (ARGS=--quick: a first look; see bench/compare.py)"
 	@echo "make format  rewrite the sources in the one format"
 	@echo "make lock    resolve constraints.txt anew"
@@ -75,8 +77,18 @@ build/marqo/%/.installed: | $(VENV)/bin/python
 bench: $(if $(findstring --no-peers,$(ARGS)),$(VENV)/.dev,bench-peers)
 	@$(BIN)/python -m bench.compare $(ARGS)
 
+# Grafana's own types, and what compares the boards with them. Needs node; a test skips without.
+schema: build/schema/.installed
+
+build/schema/.installed:
+	@mkdir -p $(@D) && npm install --silent --no-audit --no-fund --prefix $(@D) @grafana/schema@11.6.0 typescript@5.8.3
+	@touch $@
+
 bench-peers: $(VENV)/.dev
 	@$(BIN)/python -m bench.environment || echo "bench/.venv could not be made: no peers" >&2
+
+pictures: $(VENV)/.dev
+	@$(BIN)/python -m grafana.picture docs/pictures
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix-only --select I $(SOURCES)
