@@ -80,7 +80,8 @@ async def agree(siege: Siege, *, loaded: bool, accept: str = "text/plain") -> No
     reserved = sum(view["memory"]["reserved"] for view in views)
     page = (await siege.client.get("/metrics", headers={"accept": accept})).text
     assert pages(page, "modeldepot_device_memory_reserved_bytes") == {
-        'modeldepot_device_memory_reserved_bytes{device="cpu"}': reserved
+        'modeldepot_device_memory_reserved_bytes{device="cpu"}': reserved,
+        'modeldepot_device_memory_reserved_bytes{device="host"}': 0,
     }
     assert re.search(r"^modeldepot_illegal_moves_total 0", page, re.MULTILINE)
 
