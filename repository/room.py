@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -189,7 +190,7 @@ class Room:
         others = [g for g in self.others(gen) if g.spec.model not in self._busy]
         if modest(gen) and (self.is_demanded(gen) or not self.own(gen.spec)):
             others = []
-        found = victims(short, [*sleepers, *others], at)
+        found = victims(short, [*sleepers, *others], self._for(gen, at))
         if found is not None or not self.is_demanded(gen):
             return found
         staying = [g for g in self.holders if g not in self.leaving]
@@ -252,7 +253,11 @@ class Room:
         """When the next of those who are there has served its turn."""
         devices = {device for where in choices for device in where.needs}
         there = [g for g in self.others(gen) if not devices.isdisjoint(g.held)]
-        return next_turn(there, self.at)
+        return next_turn(there, self._for(gen, self.at))
+
+    def _for(self, gen: Generation, at: Moment) -> Moment:
+        """Loads are paid back only where requests take turns."""
+        return replace(at, pays=self.is_demanded(gen))
 
     def _foreign(self, device: str) -> int:
         ledger = self.ledgers[device]

@@ -25,11 +25,12 @@ Model = list[Generation]  # the generations of one model that would leave togeth
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """`now`: the loop's clock; `clock`: that of `worth`. `min_residency_s`: see `turn_ends`."""
+    """`now`: the loop's clock; `clock`: that of `worth`. The others: see `turn_ends`."""
 
     now: float
     min_residency_s: float = 0.0
     clock: float = 0.0
+    pays: bool = True
 
 
 def victims(
@@ -77,22 +78,22 @@ def _idle(short: Mapping[str, int], residents: Iterable[Generation], at: Moment)
     return sorted(models, key=lambda model: _rank(model, short, at))
 
 
-def turn_ends(gen: Generation, min_residency_s: float) -> float:
-    """Until then nobody drives it out: it serves at least as long as it took to load, so that no more
-    than half of the time goes into loading; and `min_residency_s`, unless nobody has asked for it for
-    PAUSE_S, for then its turn would be spent on nothing."""
+def turn_ends(gen: Generation, at: Moment) -> float:
+    """Until then nobody drives it out: it serves for `min_residency_s`, unless nobody has asked for it
+    for PAUSE_S, for then its turn would be spent on nothing. Where it `pays` also at least as long as
+    it took to load, so that of requests that take turns no more than half of the time goes into
+    loading; whoever loads by call knows what that costs, and does not wait for it."""
     if gen.ready_at is None:
         return math.inf
-    paid = gen.ready_at + (gen.ready_at - gen.admitted_at)
-    asked = gen.ready_at + min_residency_s
+    asked = gen.ready_at + at.min_residency_s
     if gen.leases == 0:
         asked = min(asked, gen.last_used + PAUSE_S)
-    return max(paid, asked)
+    return max(asked, 2 * gen.ready_at - gen.admitted_at) if at.pays else asked
 
 
 def next_turn(residents: Iterable[Generation], at: Moment) -> float | None:
     """The first moment after `now` at which a turn ends; None: no turn will."""
-    ends = (turn_ends(g, at.min_residency_s) for g in residents if _serves(g) and not g.pinned)
+    ends = (turn_ends(g, at) for g in residents if _serves(g) and not g.pinned)
     return min((end for end in ends if at.now < end < math.inf), default=None)
 
 
@@ -100,7 +101,7 @@ def _turn_is_over(model: Model, at: Moment) -> bool:
     """One that idles longer than its own config lets it has nothing to be protected for."""
     if _is_asleep(model[0]) or _is_expired(model, at.now):
         return True
-    return all(turn_ends(g, at.min_residency_s) <= at.now for g in model)
+    return all(turn_ends(g, at) <= at.now for g in model)
 
 
 def _turn_rank(model: Model) -> tuple[int, float, int]:

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import pytest
 
+from repository.lifecycle import worth
 from tests.e2e.rooms import DEVICE, EXPLICIT, GOOD, MIB, Ground, add, ground_in
 from tests.e2e.server import open_gate, reached
 
@@ -126,7 +127,9 @@ async def test_what_is_dear_to_bring_back_for_its_bytes_stays(ground: Ground) ->
     async with ground.room() as room:
         slowly = asyncio.create_task(room.load("slow"))
         await reached(ground.gates, "slow")
-        for _ in range(3):  # its load takes several times as long as theirs
+        clock = asyncio.get_running_loop().time
+        dear = clock() + 1.5 * worth.LEAST_S  # quicker ones are all alike
+        while clock() < dear:
             await room.load("a", "b")
             await room.done("unload", "a")
             await room.done("unload", "b")
@@ -158,7 +161,9 @@ async def test_a_model_whose_time_is_over_leaves_but_not_where_it_is_pinned(
         await room.told.until(lambda e: e.kind == "model.evicted" and e.model == "brief", over.id)
 
 
-async def test_a_model_stays_for_as_long_as_its_load_took(ground: Ground) -> None:
+async def test_a_load_by_call_does_not_wait_until_anothers_load_is_paid_back(
+    ground: Ground,
+) -> None:
     async with ground.room() as room:
         loading = asyncio.create_task(room.load("fills"))
         await reached(ground.gates, "fills")
@@ -168,11 +173,12 @@ async def test_a_model_stays_for_as_long_as_its_load_took(ground: Ground) -> Non
         open_gate(ground.gates, "fills")
         await loading
         would = await room.foretold("large")
-        assert would["would_load"] and would["would_wait"] and would["would_evict"] == ["fills"]
+        assert would["would_load"] and not would["would_wait"]
+        assert would["would_evict"] == ["fills"]
         await room.load("large")
         told = [await room.step("fills", state) for state in ("loading", "ready", "draining")]
         loads, serves = (b.at - a.at for a, b in pairwise(told))
-        assert serves > 0.95 * loads
+        assert serves < loads
         assert room.evicted() == [("fills", "memory")]
 
 

@@ -190,17 +190,26 @@ def test_only_those_leave_who_free_something_that_is_short():
 def test_nobody_leaves_before_its_turn_is_over_and_somebody_looks_again_then():
     new = there("x", "cuda:0=900")
     new.admitted_at, new.ready_at, new.last_used = 5.0, 9.0, 9.0
-    waits = asked("a", "cuda:0=300")
+    waits, turns = asked("a", "cuda:0=300"), Waiting(("a",), 0.0)
     waits.asked_at = 9.5
-    found = decided([waits], [new], now=10.0)
+    found = decided([waits], [new], now=10.0, waiting=turns)
     assert short(found) == [] and found.again_at == 13.0
-    assert short(decided([waits], [new], now=13.0)) == ["Evict x"]
-    assert short(decided([waits], [new], now=10.0, waiting=Waiting((), 8.0))) == []
-    waits.asked_at = 0.0  # its patience is over, but the turn is known to end
-    assert decided([waits], [new], now=12.0).again_at == 13.0
+    assert short(decided([waits], [new], now=13.0, waiting=turns)) == ["Evict x"]
+
+
+def test_a_load_by_call_waits_for_the_least_residency_and_not_until_loads_are_paid_back():
+    new = there("x", "cuda:0=900")
+    new.admitted_at, new.ready_at, new.last_used = -600.0, 9.0, 9.98
+    waits, least = asked("a", "cuda:0=300"), Waiting((), 8.0)
+    waits.asked_at = 9.5
+    found = decided([waits], [new], now=10.0, waiting=least)
+    assert short(found) == [] and found.again_at == pytest.approx(10.08)
+    assert short(decided([waits], [new], now=10.1, waiting=least)) == ["Evict x"]
+    waits.asked_at = -20.0  # its patience is over, but the turn is known to end
+    assert decided([waits], [new], now=10.0, waiting=least).again_at == pytest.approx(10.08)
     waits.asked_at = 9.5
     new.lease().begin()
-    assert decided([waits], [new], now=10.0, waiting=Waiting((), 8.0)).again_at == 17.0
+    assert decided([waits], [new], now=10.0, waiting=least).again_at == 17.0
 
 
 def test_what_idles_longer_than_its_ttl_is_not_protected_by_its_turn():
