@@ -45,8 +45,10 @@ class Asking:
         """Lets the clients finish; what they saw."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        out, _ = await self._process.communicate()
-        assert self._process.returncode == 0
+        assert self._process.stdout is not None
+        out = await self._process.stdout.read()
+        assert await self._process.wait() == 0
+        assert out.endswith(b"}"), f"{len(out)} bytes, which end with {out[-80:]!r}"
         return msgspec.json.decode(out, type=Load)
 
 
@@ -176,6 +178,7 @@ def main() -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         load = runner.run(run(url, model, *map(int, numbers)))
     sys.stdout.buffer.write(msgspec.json.encode(load))
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

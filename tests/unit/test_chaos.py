@@ -266,12 +266,12 @@ def lived_well(calls):
     )
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 async def test_chaos(seed):
     await survives(World(seed))
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(20))
 async def test_chaos_where_no_model_fits_beside_its_successor(seed):
     await survives(World(seed, tight=True))
 
