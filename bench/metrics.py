@@ -175,7 +175,7 @@ class _Echo(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._transport.write(data)  # type: ignore[attr-defined]
+        self._transport.write(data)  # type: ignore[attr-defined]  # it can write
 
 
 async def noticed(shown: Shown, seconds: float, every: int, each_s: float) -> list[Row]:

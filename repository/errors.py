@@ -238,3 +238,14 @@ class WorkerDiedError(FailedError):
 
     code = "worker_died"
     retry_after_s: float | None = 1.0
+
+
+OUT_OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "failed to allocate", "memoryerror")
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Errors of workers come as text, and the frameworks agree on few words."""
+    if error is None:
+        return False
+    text = f"{type(error).__name__}: {error}".lower()
+    return any(words in text for words in OUT_OF_MEMORY)

@@ -40,7 +40,6 @@ NO_MATTER = frozenset(
     {"aliases", "checks", "device", "device_share", "evict_to", "instances", "memory", "pin"}
     | {"priority", "reload", "sleep_s", "ttl_s", "version_policy"}
 )
-OUT_OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "failed to allocate", "memoryerror")
 
 
 class Known(NamedTuple):
@@ -200,11 +199,3 @@ class Estimates:
         rows, self._unwritten = self._unwritten, {}
         if not await asyncio.to_thread(self._file.write, rows, list(self._rows.items())):
             self._unwritten = {**rows, **self._unwritten}
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Errors of workers come as text, and the frameworks agree on few words."""
-    if error is None:
-        return False
-    text = f"{type(error).__name__}: {error}".lower()
-    return any(words in text for words in OUT_OF_MEMORY)

@@ -16,8 +16,8 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from repository.errors import DeviceSilentError, RepositoryError
-from repository.estimates import Estimates, is_out_of_memory
+from repository.errors import DeviceSilentError, RepositoryError, is_out_of_memory
+from repository.estimates import Estimates
 from repository.hosts.base import Host
 from repository.hosts.ending import end
 from repository.lifecycle import footprint

@@ -234,6 +234,23 @@ class Movable:
         ferry.give(blocks)
 
 
+class Moves:
+    """Of a backend all of whose tensors are moved by one Movable: `Sleeps` and `Measures`."""
+
+    _movable: Movable | None = None  # from `load` on
+
+    def sleep(self) -> None:
+        assert self._movable is not None, "load comes first"
+        self._movable.sleep()
+
+    def wake(self) -> None:
+        assert self._movable is not None, "load comes first"
+        self._movable.wake()
+
+    def memory(self) -> Memory:
+        return self._movable.memory() if self._movable is not None else {}
+
+
 def tensors_of(*modules: Any) -> Iterator[torch.Tensor]:
     """Parameters, buffers, and tensors that a module holds as plain attributes."""
     for module in modules:
@@ -243,15 +260,6 @@ def tensors_of(*modules: Any) -> Iterator[torch.Tensor]:
             for value in list(vars(part).values()):
                 if isinstance(value, torch.Tensor):
                     yield value
-
-
-def together(one: Memory, other: Memory) -> Memory:
-    found = {device: dict(kinds) for device, kinds in one.items()}
-    for device, kinds in other.items():
-        mine = found.setdefault(device, {})
-        for kind, size in kinds.items():
-            mine[kind] = mine.get(kind, 0) + size
-    return found
 
 
 def _flat(storage: Any) -> torch.Tensor:

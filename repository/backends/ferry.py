@@ -84,7 +84,7 @@ class CudaFerry:
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         if self._stream is None:
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch's
             # What was allocated a moment ago may be memory that queued work still writes to.
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):

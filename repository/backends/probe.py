@@ -75,14 +75,14 @@ def torch() -> Answer:
         return answer | {"devices": []}
     names = []
     try:
-        it.cuda.init()  # type: ignore[no-untyped-call]
+        it.cuda.init()  # type: ignore[no-untyped-call]  # torch's
     except Exception as error:  # noqa: BLE001 - the answer is to say it
         answer["errors"]["cuda"] = _first_line(error)
     for index in range(it.cuda.device_count()):
         try:
             names.append(it.cuda.get_device_name(index))
             (it.ones(8, device=f"cuda:{index}") * 2).sum().item()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - as above
             answer["errors"][f"cuda:{index}"] = _first_line(error)
     return answer | {"devices": names}
 

@@ -23,7 +23,7 @@ from torch.export.pt2_archive._package import load_pt2  # two seconds: once, in 
 from torch.utils import _pytree as pytree
 
 from repository.backends import agreement, pt2_trust, registry, torch_io
-from repository.backends.asleep import Movable, Tensors, tensors_of
+from repository.backends.asleep import Moves, Tensors, tensors_of
 from repository.backends.base import Order, Room
 from repository.backends.ferry import movable
 from repository.backends.torch_call import Call
@@ -35,7 +35,6 @@ from repository.errors import (
     InvalidTensorError,
     LoadFailedError,
 )
-from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded, TensorSpec
 
 NAME = "torch_export"
@@ -44,11 +43,10 @@ FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 GUARD = "Guard failed: "  # what a program says of an input whose size it was not exported for
 
 
-class TorchExportBackend:
+class TorchExportBackend(Moves):
     def __init__(self) -> None:
         self._call: Call | None = None
         self._program: Program | Package | None = None
-        self._movable: Movable | None = None
 
     def load(self, order: Order) -> Loaded:
         registry.check_options(NAME, order.config.options)
@@ -93,17 +91,6 @@ class TorchExportBackend:
         path = order.path / (order.model_file or MODEL_FILE)
         check_there(path)
         _members(path, os.fspath(path), bool(order.extra.get("trust_code", False)))
-
-    def sleep(self) -> None:
-        assert self._movable is not None, "load comes first"
-        self._movable.sleep()
-
-    def wake(self) -> None:
-        assert self._movable is not None, "load comes first"
-        self._movable.wake()
-
-    def memory(self) -> Memory:
-        return self._movable.memory() if self._movable is not None else {}
 
     def _tensors(self) -> Tensors:
         return {"weights": self._program.tensors() if self._program is not None else ()}

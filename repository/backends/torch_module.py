@@ -34,7 +34,7 @@ import torch
 
 from repository.adapters.orders import AdapterOrder, AdapterReport
 from repository.backends import agreement, registry, torch_io, user_code
-from repository.backends.asleep import Movable, Tensors, tensors_of
+from repository.backends.asleep import Moves, Tensors, tensors_of
 from repository.backends.base import Order, Room
 from repository.backends.ferry import movable
 from repository.backends.lora.adapters import LoraAdapters
@@ -48,7 +48,6 @@ from repository.errors import (
     InferenceFailedError,
     LoadFailedError,
 )
-from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded
 
 NAME = "torch_module"
@@ -59,7 +58,7 @@ MOST_NAMES = 5  # in one error
 log = logging.getLogger(__name__)
 
 
-class TorchModuleBackend:
+class TorchModuleBackend(Moves):
     def __init__(self) -> None:
         self._model: torch.nn.Module | None = None
         self._module: ModuleType | None = None
@@ -67,7 +66,6 @@ class TorchModuleBackend:
         self._lora: LoraAdapters | None = None  # from the first adapter on
         self._adapters = Adapters()
         self._call: Call | None = None
-        self._movable: Movable | None = None
         self._dtype: torch.dtype | None = None
         self._batched = False
         self._shares = False
@@ -132,17 +130,6 @@ class TorchModuleBackend:
             log.info("'%s' cannot be built without memory: %s", order.model, error)
             return
         self._fill(model, order, tensors)
-
-    def sleep(self) -> None:
-        assert self._movable is not None, "load comes first"
-        self._movable.sleep()
-
-    def wake(self) -> None:
-        assert self._movable is not None, "load comes first"
-        self._movable.wake()
-
-    def memory(self) -> Memory:
-        return self._movable.memory() if self._movable is not None else {}
 
     def _tensors(self) -> Tensors:
         if self._model is None:

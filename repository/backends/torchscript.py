@@ -21,14 +21,13 @@ from typing import Any
 import torch
 
 from repository.backends import agreement, registry, torch_io
-from repository.backends.asleep import Movable, Tensors
+from repository.backends.asleep import Moves, Tensors
 from repository.backends.base import Order, Room
 from repository.backends.ferry import movable
 from repository.backends.torch_call import Call
 from repository.backends.torch_forward import Forward
 from repository.backends.whole_file import check_there, read_whole
 from repository.errors import IncompleteFilesError, InferenceFailedError
-from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded
 
 NAME = "torchscript"
@@ -41,11 +40,10 @@ WARNING = (
 log = logging.getLogger(__name__)
 
 
-class TorchScriptBackend:
+class TorchScriptBackend(Moves):
     def __init__(self) -> None:
         self._call: Call | None = None
         self._forward: Forward | None = None
-        self._movable: Movable | None = None
         self._model: Any = None
 
     def load(self, order: Order) -> Loaded:
@@ -103,17 +101,6 @@ class TorchScriptBackend:
             raise IncompleteFilesError(
                 f"{path.name} is no complete archive of torch.jit.save: there is no code in it"
             )
-
-    def sleep(self) -> None:
-        assert self._movable is not None, "load comes first"
-        self._movable.sleep()
-
-    def wake(self) -> None:
-        assert self._movable is not None, "load comes first"
-        self._movable.wake()
-
-    def memory(self) -> Memory:
-        return self._movable.memory() if self._movable is not None else {}
 
     def _tensors(self) -> Tensors:
         """Those that have a name: what the archive's code holds as constants stays where it is."""

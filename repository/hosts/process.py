@@ -32,7 +32,7 @@ from repository.hosts.channel import Channel
 from repository.hosts.frames import Kind, LoadOrder
 from repository.hosts.threads import threads_for
 from repository.hosts.zygotes import Child, Zygotes
-from repository.lifecycle.placement import Memory
+from repository.lifecycle.placement import Memory, all_memory
 from repository.messages import InferRequest, InferResponse, Loaded
 from repository.spec import ModelSpec
 
@@ -254,7 +254,7 @@ class ProcessHost:
         return found[0] if found is not None else None
 
     async def memory(self) -> Memory:
-        return together.all_memory(await self._ask_all(Kind.MEMORY, None, frames.read_memory))
+        return all_memory(await self._ask_all(Kind.MEMORY, None, frames.read_memory))
 
     async def _ask_all(self, kind: Kind, body: Any, read: Callable[[memoryview], T]) -> list[T]:
         channels = [w.channel for w in self._workers if w.channel is not None]

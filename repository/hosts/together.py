@@ -8,7 +8,7 @@ from functools import reduce
 import msgspec
 
 from repository.adapters.orders import AdapterReport, Residence
-from repository.lifecycle.placement import HOST, Memory
+from repository.lifecycle.placement import HOST, Memory, summed
 from repository.messages import Loaded
 
 HERE = ("cpu", HOST)  # both are memory of the machine
@@ -21,22 +21,6 @@ def loaded(each: Sequence[Loaded], pids: Sequence[int] = ()) -> Loaded:
     if pids:
         details["pids"] = list(pids)
     return msgspec.structs.replace(each[0], memory=summed(e.memory for e in each), details=details)
-
-
-def summed(parts: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for part in parts:
-        for kind, size in part.items():
-            total[kind] = total.get(kind, 0) + size
-    return total
-
-
-def all_memory(parts: Iterable[Memory]) -> Memory:
-    total: Memory = {}
-    for part in parts:
-        for device, kinds in part.items():
-            total[device] = summed([total.get(device, {}), kinds])
-    return total
 
 
 def with_the_rest(known: Memory, resident: int) -> Memory:

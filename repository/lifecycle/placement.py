@@ -6,7 +6,7 @@ host memory in which models sleep.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
@@ -17,13 +17,26 @@ Memory: TypeAlias = dict[str, dict[str, int]]  # device -> kind -> bytes
 NOTHING: Bytes = MappingProxyType({})
 
 
+def summed(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Key by key: kinds, or devices."""
+    total: dict[str, int] = {}
+    for part in parts:
+        for key, n_bytes in part.items():
+            total[key] = total.get(key, 0) + n_bytes
+    return total
+
+
 def by_kind(memory: Memory) -> dict[str, int]:
     """Of all devices together."""
-    found: dict[str, int] = {}
-    for kinds in memory.values():
-        for kind, n_bytes in kinds.items():
-            found[kind] = found.get(kind, 0) + n_bytes
-    return found
+    return summed(memory.values())
+
+
+def all_memory(parts: Iterable[Memory]) -> Memory:
+    total: Memory = {}
+    for part in parts:
+        for device, kinds in part.items():
+            total[device] = summed([total.get(device, {}), kinds])
+    return total
 
 
 class Placement(NamedTuple):

@@ -18,6 +18,7 @@ from repository.errors import (
     NoDiskError,
     RejectedError,
     UntrustedCodeError,
+    is_out_of_memory,
 )
 from repository.lifecycle.generation import Generation, Trigger
 from repository.lifecycle.placement import by_kind
@@ -42,7 +43,6 @@ REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (MemoryError, "oom"),
     (FileNotFoundError, "missing_file"),
 )
-OUT_OF_MEMORY = ("out of memory", "bad_alloc", "failed to allocate")
 REPLACED = ("replaced by", "overtaken", "makes room for")
 REPOSITORY = "repository"  # the label's value while nobody has said otherwise
 
@@ -182,16 +182,10 @@ def reason_of(error: BaseException) -> str:
         for kind, reason in REASONS:
             if isinstance(seen, kind):
                 return reason
-        if type(seen).__name__ == "OutOfMemoryError" or _says_out_of_memory(seen):
+        if is_out_of_memory(seen):
             return "oom"
         seen = seen.__cause__
     return "backend"
-
-
-def _says_out_of_memory(error: BaseException) -> bool:
-    """From a worker an error comes as text; the frameworks agree on few words."""
-    text = str(error).lower()
-    return any(words in text for words in OUT_OF_MEMORY)
 
 
 def unload_trigger(why: str) -> str:

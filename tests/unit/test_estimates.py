@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repository.config import Adapters, ModelConfig
-from repository.errors import LoadFailedError, WorkerDiedError
+from repository.errors import LoadFailedError, WorkerDiedError, is_out_of_memory
 from repository.estimatefile import NAME, STALE
-from repository.estimates import MIB, Estimates, is_out_of_memory, key_of
+from repository.estimates import MIB, Estimates, key_of
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.placement import Placement
 from repository.lifecycle.states import State

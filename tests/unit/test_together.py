@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repository.hosts import together
-from repository.lifecycle.placement import by_kind
+from repository.lifecycle.placement import all_memory, by_kind
 
 KINDS = st.dictionaries(st.sampled_from(["weights", "kv", "adapters"]), st.integers(0, 1000))
 
@@ -33,4 +33,4 @@ def test_what_lies_here_and_what_sleeps_here_are_what_the_process_has(
 
 def test_workers_are_added_up_by_device_and_kind() -> None:
     one, other = {"cuda:0": {"weights": 1}}, {"cuda:1": {"weights": 2}, "cuda:0": {"weights": 3}}
-    assert together.all_memory([one, other]) == {"cuda:0": {"weights": 4}, "cuda:1": {"weights": 2}}
+    assert all_memory([one, other]) == {"cuda:0": {"weights": 4}, "cuda:1": {"weights": 2}}

@@ -27,7 +27,7 @@ import torch
 
 from repository.adapters.orders import ROW_ADAPTERS, AdapterOrder, AdapterReport
 from repository.backends import agreement, registry, torch_io
-from repository.backends.asleep import Movable, Tensors, tensors_of, together
+from repository.backends.asleep import Movable, Tensors, tensors_of
 from repository.backends.base import Order
 from repository.backends.embed.company import by_length
 from repository.backends.embed.encoder import TorchEncoder, bytes_of
@@ -45,7 +45,7 @@ from repository.errors import (
     InvalidTensorError,
     LoadFailedError,
 )
-from repository.lifecycle.placement import Memory
+from repository.lifecycle.placement import Memory, all_memory
 from repository.messages import InferRequest, InferResponse, Loaded, TensorSpec
 from repository.tensors import Array, Tensor
 
@@ -159,7 +159,7 @@ class EmbedBackend:
             return {}
         session = self._encoder.session
         mine = self._movable.memory()
-        return mine if session is None else together(mine, session.memory())
+        return mine if session is None else all_memory([mine, session.memory()])
 
     def _tensors(self) -> Tensors:
         return {
