@@ -346,16 +346,18 @@ async def test_a_full_state_folder_is_a_clear_reason_and_leaves_no_half_copy(
     add_python(repo, "large", "class Model:\n" + ECHO)
     (repo / "large" / "weights.bin").write_bytes(os.urandom(3 << 20))
     add_python(repo, "small", "class Model:\n" + ECHO)
-    # One after the other: the large copy, while it is tried, leaves no room for the small one.
+    # While the large copy is tried there may be no room for the small one, which then comes later.
     flags = ("--state-dir", str(tiny_disk), "--load-slots", "1")
-    async with started(repo, *flags) as (_, client, _):
+    async with started(repo, *flags) as (_, client, told):
         found = await shown(client, "large")
         error = found["last_error"]
         assert found["state"] == "failed" and isinstance(error, dict)
         assert error["code"] == "no_disk"
         assert "No space left" in error["message"] and "--state-dir" in error["message"]
         assert str(tiny_disk) not in error["message"]
-        await shown(client, "small")
+        await told.ready("small")
+        got = await client.post("/v1/models/unload", json={"model": "large"})  # not tried again
+        assert got.status_code == 200, got.text
         assert len(os.listdir(tiny_disk / "snapshots")) == 1  # of the small one
         assert (await infer(client, "small")).status_code == 200
         (repo / "large" / "weights.bin").unlink()
