@@ -1,69 +1,36 @@
-"""Requests go from here to the host; where the model batches, they go in company.
+"""Requests go from here to the host; where the model batches, a group of them goes as one.
 
-Without batching (max_batch_size 0, or batching.enabled false) a request goes alone. With batching a
-batch is formed one loop iteration after its first request came, so that all that arrived together
-go together, and each slot has one batch in flight: what comes meanwhile is the next batch. Where
-requests have come one by one of late, the first of a batch does not wait for others.
+Who goes when, and with whom: `repository.forming`. Here the requests of a group are merged into one,
+and the answer is cut.
 
-Rules: who is served next is the queue's business (`repository.queueing`), and nobody overtakes: the
-head of the queue decides what goes with it, and only the unbroken run of compatible requests behind
-it may. A batch of one is passed through untouched. No task is made for a request. Whoever cancels
-while it waits is dropped; in flight, its rows are thrown away. A batch that the model refuses for
-what one of its requests holds (InvalidTensorError), or for an adapter that one of them names, is run
-again one by one, so that only that one fails; nothing else is ever run twice. All calls come from
-the event loop's thread.
-
-How far ahead the host is sent work, and who a batch waits for, follows from `repository.pacing`.
-
-It must not know how a model runs, nor check requests: `repository.signature` did that before.
+Rules: a batch of one is passed through untouched. Whoever cancels in flight, its rows are thrown away.
+A batch that the model refuses for what one of its requests holds (InvalidTensorError), or for an
+adapter that one of them names, is run again one by one, so that only that one fails; nothing else is
+ever run twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from itertools import takewhile
 
-from repository.config import Batching, ModelConfig
-from repository.errors import (
-    DependencyError,
-    InvalidTensorError,
-    NoAdapterSlotError,
-    QueueFullError,
-    RequestTimeoutError,
-)
+from repository.config import ModelConfig
+from repository.errors import DependencyError, InvalidTensorError, NoAdapterSlotError
+from repository.forming import STOPPED, Forming
 from repository.hosts.base import Host
-from repository.merging import merge, place, split
+from repository.merging import merge, split
 from repository.messages import InferRequest, InferResponse, Loaded
-from repository.pacing import Pace, Reunion
 from repository.prompt import error_of, listen, own
-from repository.queueing import Alarm, InOrder, Outcome, Queue, Waiting, settle
+from repository.queueing import Outcome, Waiting, settle
+from repository.responding import Responses
 
-# With several slots nothing is sent ahead while a request has been at the host for so long: nobody
-# is to stand behind it.
-STUCK_S = 0.01
-STOPPED = "the model was stopped before it answered; ask again"
 OF_ONE = (InvalidTensorError, DependencyError, NoAdapterSlotError)  # one request's fault, perhaps
-ALONE = 8  # such answers in a row after which nobody waits an iteration of the loop for company
-EARLY_S = 0.0005  # uvloop's timers have whole milliseconds: one may ring so much too soon
-SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.1, 30.0
 
 
-class Batcher:
-    """What stands in front of one generation's host. `clock` in seconds, for waiting and reporting.
-
-    `max_queue` requests may wait (0: any number); a model's own `batching.max_queue` overrides it.
-    `executions` counts what was given to the host, `samples` the rows in it (a request without
-    a batch axis is one row).
-
-    `max_delay_us`: a batch that could still grow waits at most that long, counted from its oldest
-    request. `preferred_sizes`, as Triton means it: the largest preferred size that the waiting
-    requests make goes at once; past the delay, everything that fits does. (A delay below EARLY_S
-    ends at the next loop iteration.)
-    """
+class Batcher(Forming):
+    """What stands in front of the host of a model that takes one request, or one batch, at a time."""
 
     def __init__(
         self,
@@ -74,50 +41,17 @@ class Batcher:
         max_queue: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        batching = config.batching or Batching()
-        self.executions = 0
-        self.samples = 0
-        self._host = host
-        self._loop = asyncio.get_running_loop()
-        self._clock = clock
-        self._most = loaded.max_batch_size
-        self._merges = self._most > 0 and batching.enabled
-        self._slots = host.slots
-        self._pace = Pace(host.slots, merges=self._merges)
-        self._delay_s = batching.max_delay_us / 1e6
-        self._preferred = frozenset(batching.preferred_sizes)
-        self._largest = max(self._preferred, default=0)
-        self._queue = Queue(batching, max_queue)
-        self._again: deque[Waiting] = deque()  # of batches that were refused: each goes alone
-        self._order = InOrder() if batching.preserve_ordering else None
+        super().__init__(host, loaded, config, max_queue=max_queue, clock=clock)
         self._give: Callable[[Waiting, Outcome], None]
         self._give = settle if self._order is None else self._order.give
-        self._busy = 0  # batches at the host
-        self._alone_in_a_row = 0  # answers of late to one request with nobody beside or behind it
-        self._in_flight = 0  # requests at the host
-        # Since when, in that order; only where it matters which of several slots has what.
-        several = self._slots > 1 and not self._merges
-        self._since: dict[Waiting, float] | None = {} if several else None
-        alone = self._merges and self._slots == 1 and not (self._delay_s or self._preferred)
-        self._reunion = Reunion(self._most) if alone else None
-        self._wake: asyncio.Handle | None = None
-        self._later = Alarm(self._loop, clock, self._look_again)
-        self._time_over = Alarm(self._loop, clock, self._on_timeout)
-        self._closed: BaseException | None = None
 
-    @property
-    def queue_length(self) -> int:
-        """Requests that wait here, without those whose client has left."""
-        return self._queue.length + sum(not waiting.done() for waiting in self._again)
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that the host has."""
-        return self._in_flight
-
-    def room(self, size: int) -> memoryview | None:
-        """As the host has it, for a request that is on its way."""
-        return self._host.room(size)
+    def open(self, request: InferRequest) -> Responses:
+        """As `submit`, for who reads answers one by one: there will be one."""
+        responses = Responses(request)
+        future = self.submit(request)
+        responses.on_close = partial(_leave, future)
+        listen(future, partial(_told, responses))
+        return responses
 
     def submit(self, request: InferRequest) -> asyncio.Future[InferResponse]:
         """The answer to come. It fails with what the host says, with RequestTimeoutError, or with
@@ -125,163 +59,9 @@ class Batcher:
 
         Raises QueueFullError at once; after `close`, the error that it was given.
         """
-        if self._closed is not None:
-            raise own(self._closed, STOPPED)
         waiting = Waiting(loop=self._loop)
-        waiting.request = request
-        waiting.arrived = self._clock()
-        waiting.queue = waiting.listener = None
-        waiting.rows = 1
-        if self._most:
-            waiting.rows, waiting.group = place(request, self._most)
-        if self._merges or self._queue.length or self._is_full(waiting.arrived):
-            self._enqueue(waiting)
-            return waiting
-        if self._order is not None:
-            self._order.expect(waiting)
-        self._launch_one(waiting, waiting.arrived)
+        self._enter(waiting, request)
         return waiting
-
-    def close(self, error: BaseException) -> None:
-        """Fails what still waits and whatever comes later; what the host has is still answered."""
-        self._closed = error
-        if self._wake is not None:
-            self._wake.cancel()
-            self._wake = None
-        self._later.stop()
-        self._time_over.stop()
-        waiting = [*self._again, *self._queue.clear()]
-        self._again.clear()
-        self._refuse(waiting, error)
-
-    # waiting --------------------------------------------------------------------------------------
-
-    def _enqueue(self, waiting: Waiting) -> None:
-        queue = self._queue
-        try:
-            queue.add(waiting)
-        except QueueFullError as error:
-            error.retry_after_s = self._retry_after_s()
-            raise
-        if self._order is not None:
-            self._order.expect(waiting)
-        if waiting.deadline is not None:
-            self._time_over.set(queue.earliest)
-        self._go_on(waiting.arrived)
-
-    def _on_timeout(self) -> None:
-        self._expire(self._clock() + EARLY_S)
-
-    def _expire(self, now: float) -> None:
-        over = self._queue.expire(now)
-        if over:
-            error = RequestTimeoutError(
-                "Request timeout expired: it waited for its turn as long as it may; ask again "
-                "later, or allow more time (the parameter timeout, or batching.timeout_us)",
-                retry_after_s=self._retry_after_s(),
-            )
-            self._refuse(over, error)
-        self._time_over.set(self._queue.earliest)
-
-    def _retry_after_s(self) -> float:
-        wait_s = self._pace.per_request_s * self._queue.length
-        return min(max(wait_s, SHORTEST_RETRY_S), LONGEST_RETRY_S)
-
-    def _refuse(self, those: Sequence[Waiting], error: BaseException) -> None:
-        """At once, whatever came before them."""
-        for waiting in those:
-            settle(waiting, own(error, STOPPED))
-
-    # choosing -------------------------------------------------------------------------------------
-
-    def _go_on(self, now: float) -> None:
-        """Gives the host what it has room for; where requests are merged, a loop iteration later."""
-        if self._merges:
-            if self._busy >= self._slots or self._wake is not None:
-                return
-            if self._alone_in_a_row >= ALONE:
-                self._gather(0.0)
-            else:
-                self._wake = self._loop.call_soon(self._form)
-            return
-        queue = self._queue
-        if queue.deadlines:
-            self._expire(now)
-        while queue.length and not self._is_full(now):
-            self._launch_one(queue.pop(), now)
-
-    def _is_full(self, now: float) -> bool:
-        """Whether a request that goes alone has to wait here."""
-        busy = self._busy
-        if busy < self._slots:
-            return False
-        if busy >= self._pace.room or self._since is None:
-            return busy >= self._pace.room
-        stuck = sum(1 for _ in takewhile(lambda t: now - t >= STUCK_S, self._since.values()))
-        if stuck in (0, busy):
-            return False
-        self._later.set(now + STUCK_S)  # the others may be stuck too by then, behind the first
-        return True
-
-    def _form(self) -> None:
-        self._wake = None
-        self._gather(0.0)
-
-    def _look_again(self) -> None:
-        if self._merges:
-            self._gather(EARLY_S)
-        else:
-            self._go_on(self._clock() + EARLY_S)
-
-    def _gather(self, early_s: float) -> None:
-        queue, now = self._queue, self._clock()
-        if queue.deadlines:
-            self._expire(now)
-        while self._again and self._busy < self._slots:
-            waiting = self._again.popleft()
-            if not waiting.done():
-                self._launch_one(waiting, now)
-        while queue.length and self._busy < self._slots:
-            batch, rows = self._choose(now + early_s)
-            if not batch:
-                return
-            queue.remove(*batch)
-            self._later.stop()
-            self._launch(batch, rows, now)
-
-    def _choose(self, now: float) -> tuple[list[Waiting], int]:
-        """The batch that goes now, and its rows; empty while it is better to wait."""
-        batch: list[Waiting] = []
-        rows, best, best_rows, most = 0, 0, 0, self._most
-        full = False
-        for waiting in self._queue:
-            if batch and (rows + waiting.rows > most or waiting.group != batch[0].group):
-                full = True
-                break
-            batch.append(waiting)
-            rows += waiting.rows
-            if rows in self._preferred:
-                best, best_rows = len(batch), rows
-            if rows >= most:
-                full = True
-                break
-        if self._reunion is not None and not full and self._reunion.awaits(len(batch), now):
-            self._later.set(self._reunion.until)
-            return [], 0
-        late = not self._delay_s or self._waited_enough(batch, now)
-        if best and not (late and self._delay_s):
-            return batch[:best], best_rows
-        if full or late or (self._largest and rows >= self._largest):
-            return batch, rows
-        return [], 0
-
-    def _waited_enough(self, batch: list[Waiting], now: float) -> bool:
-        """Else the alarm is set for when it will have."""
-        until = min([waiting.arrived for waiting in batch]) + self._delay_s
-        if until <= now:
-            return True
-        self._later.set(until)
-        return False
 
     # running --------------------------------------------------------------------------------------
 
@@ -308,7 +88,7 @@ class Batcher:
         answer: asyncio.Future[InferResponse],
     ) -> None:
         self._alone_in_a_row = 0
-        self._make_room(started, len(batch))
+        self._make_room(started, len(batch), left=len(batch))
         error = error_of(answer)
         if error is not None:
             self._failed(batch, error)
@@ -318,6 +98,7 @@ class Batcher:
         except Exception as broken:  # noqa: BLE001 - as above
             self._failed(batch, broken)
             return
+        self._count(rows, answer.result().compute_s)
         for waiting, response in zip(batch, responses, strict=True):
             response.queue_s = started - waiting.arrived
             response.batch_size = rows
@@ -344,30 +125,17 @@ class Batcher:
         if self._since is not None:
             del self._since[waiting]
         self._alone_in_a_row = 0 if self._queue.length else self._alone_in_a_row + 1
-        self._make_room(started, 1)
+        self._make_room(started, 1, left=1)
         error = error_of(answer)
         if error is not None:
             self._failed([waiting], error)
             return
         response = answer.result()
         response.queue_s = started - waiting.arrived
+        self._count(waiting.rows, response.compute_s)
         if self._most:
             response.batch_size = waiting.rows
         self._give(waiting, response)
-
-    def _make_room(self, started: float, requests: int) -> None:
-        """The worker gets its next work first; handing out what is done can wait a moment."""
-        self._busy -= 1
-        self._in_flight -= requests
-        now = self._clock()
-        took_s = self._pace.answered(now, started, requests)
-        if self._reunion is not None:
-            self._reunion.answered(now, took_s, requests, self._queue.length)
-        if self._queue.length or self._again:
-            if self._merges:
-                self._gather(0.0)
-            else:
-                self._go_on(now)
 
     def _failed(self, batch: list[Waiting], error: BaseException) -> None:
         if len(batch) > 1 and isinstance(error, OF_ONE):
@@ -378,3 +146,14 @@ class Batcher:
             error = self._closed  # for nobody knows whose fault it was
         for waiting in batch:
             self._give(waiting, own(error, STOPPED))
+
+
+def _told(responses: Responses, answer: asyncio.Future[InferResponse]) -> None:
+    error = error_of(answer)
+    if error is None:
+        responses.tell(answer.result())
+    responses.end(error)
+
+
+def _leave(answer: asyncio.Future[InferResponse], responses: Responses) -> None:
+    answer.cancel()

@@ -16,10 +16,15 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class TensorConfig(_Part, frozen=True):
+    """`shape` is what clients see; `reshape` what the model itself has, where that differs (neither
+    with the batch axis). `labels`: a file in the model's folder, one name of a class per line."""
+
     name: str
     datatype: str
     shape: tuple[int, ...]
     optional: bool = False
+    reshape: tuple[int, ...] | None = None
+    labels: str = ""
 
 
 TimeoutAction: TypeAlias = Literal["reject", "delay"]
@@ -78,16 +83,29 @@ class VersionPolicy(_Part, frozen=True):
     all: bool = False
 
 
+class WarmupInput(_Part, frozen=True):
+    """`shape` without the batch axis; `data`: zero, random, or a file in the folder warmup/ that holds
+    the tensor's bytes."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: str = "zero"
+
+
 class WarmupRequest(_Part, frozen=True):
     """One sort of warm-up request, sent `count` times.
 
     `data` says how inputs are filled; -1 in a shape becomes `size`, the batch axis `batch_size`.
+    `inputs` are said one by one where that is not enough.
     """
 
     batch_size: int = 1
     count: int = 1
     size: int = 1
     data: Literal["zero", "random"] = "zero"
+    name: str = ""
+    inputs: tuple[WarmupInput, ...] = ()
 
 
 class Checks(_Part, frozen=True):
@@ -112,9 +130,87 @@ class Adapters(_Part, frozen=True):
     host_memory: int = 256 << 20
 
 
+class EnsembleStep(_Part, frozen=True):
+    """One model of an ensemble; `version` None: the newest.
+
+    inputs    the model's input -> the ensemble's tensor that it gets
+    outputs   the model's output -> the ensemble's tensor that it becomes
+    """
+
+    model: str
+    version: int | None = None
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+
+
+class Ensemble(_Part, frozen=True):
+    """Models one behind the other, as Triton's ensemble_scheduling has it. `max_inflight`: answers of
+    a decoupled step that may wait for the next one; 0: any number."""
+
+    steps: tuple[EnsembleStep, ...] = ()
+    max_inflight: int = 0
+
+
+class Control(_Part, frozen=True):
+    """A tensor that tells the model where in its sequence a request is. `off` and `on`: what stands for
+    no and yes; of corrid neither, which is the sequence's own id."""
+
+    name: str
+    kind: Literal["start", "end", "ready", "corrid"]
+    datatype: str
+    off: float = 0.0
+    on: float = 1.0
+
+
+class State(_Part, frozen=True):
+    """What the model says as `output` comes back as `input` with the sequence's next request. `initial`:
+    a file in initial_state/ with the first one's bytes; "": zeros. -1 in `shape` is 1 in the first."""
+
+    input: str
+    output: str
+    datatype: str
+    shape: tuple[int, ...]
+    initial: str = ""
+    initial_shape: tuple[int, ...] | None = None
+
+
+class Sequences(_Part, frozen=True):
+    """Requests that belong together, as Triton's sequence_batching has it.
+
+    direct   a sequence has one place in the batch of one instance from its first request to its last
+    oldest   at most one request of each sequence is in a batch; the oldest sequences come first
+    idle_us        a sequence that has been silent so long is over
+    max_candidates   oldest: sequences of one instance that are considered at once
+    min_slots_ratio  direct: share of places that should be filled before `max_delay_us` is over
+    iterative      the model may ask to be called again for the same request
+    """
+
+    strategy: Literal["direct", "oldest"] = "direct"
+    idle_us: int = 1_000_000
+    controls: tuple[Control, ...] = ()
+    states: tuple[State, ...] = ()
+    max_delay_us: int = 0
+    min_slots_ratio: float = 0.0
+    max_candidates: int = 0
+    preferred_sizes: tuple[int, ...] = ()
+    preserve_ordering: bool = False
+    iterative: bool = False
+
+    @property
+    def own_inputs(self) -> frozenset[str]:
+        """What the server itself gives the model; clients neither see nor send them."""
+        return frozenset([c.name for c in self.controls] + [s.input for s in self.states])
+
+    @property
+    def own_outputs(self) -> frozenset[str]:
+        return frozenset(state.output for state in self.states)
+
+
 class ModelConfig(_Part, frozen=True):
     """Every key is optional. `warmup`: None lets the server decide (one request of zeros where every
-    input is numeric; its failure is only noted), () switches it off."""
+    input is numeric; its failure is only noted), () switches it off. `triton`: what its config.pbtxt
+    says, as protobuf's JSON has it (their field names), for models and clients that ask for it;
+    everything above is read from it."""
 
     backend: str | None = None
     max_batch_size: int = 0
@@ -137,4 +233,10 @@ class ModelConfig(_Part, frozen=True):
     device_share: float | None = None  # the most that it may need, 0..1 of its device's budget
     aliases: tuple[str, ...] = ()
     adapters: Adapters = Adapters()
+    decoupled: bool = False  # a request may have any number of answers
+    ensemble: Ensemble | None = None
+    sequences: Sequences | None = None
+    devices: tuple[str, ...] | None = None  # of each instance, in place of `device` and `instances`
+    metric_tags: dict[str, str] = {}  # further labels of its metrics
+    triton: dict[str, Any] = msgspec.field(default_factory=dict)
     options: dict[str, Any] = msgspec.field(default_factory=dict)  # the backend's own

@@ -29,7 +29,7 @@ def foresee(models: Reconciler, folder: ModelFolder) -> DryRun:
     new = [s for s in folder.specs.values() if not any(answers(g, Wanted(s)) for g in here)]
     if not new:
         return _nothing(models, folder, here)
-    asked = _asked(models, new)
+    asked = _asked(models, folder.name, [*_of_parts(models, folder.name), *new])
     asked.wakes = _sleeper(gens, new)
     found, waits = _decided(models, folder, asked)
     return _told(models, asked, found, waits=waits)
@@ -50,7 +50,18 @@ def _nothing(models: Reconciler, folder: ModelFolder, here: Sequence[Generation]
     )
 
 
-def _asked(models: Reconciler, new: Sequence[ModelSpec]) -> Generation:
+def _of_parts(models: Reconciler, name: str) -> list[ModelSpec]:
+    """Of an ensemble: what would be started of the models that it needs."""
+    found: list[ModelSpec] = []
+    for part in sorted(models.parts(name)):
+        here = [g for g in models.generations.get(part, []) if g.state in (*RISING, State.READY)]
+        folder = models.folders.get(part)
+        specs = folder.specs.values() if folder is not None else ()
+        found += [s for s in specs if not any(answers(g, Wanted(s)) for g in here)]
+    return found
+
+
+def _asked(models: Reconciler, name: str, new: Sequence[ModelSpec]) -> Generation:
     """One that needs, wherever it goes, what all of them need there."""
     first, *more = new
     options = models.options(first)
@@ -62,13 +73,17 @@ def _asked(models: Reconciler, new: Sequence[ModelSpec]) -> Generation:
         )
     return Generation(
         0,
-        replace(first, bytes_needed=sum(s.bytes_needed for s in new)),
+        replace(first, model=name, bytes_needed=sum(s.bytes_needed for s in new)),
         on_step=lambda gen, before: None,
         on_idle=lambda gen: None,
         clock=lambda: 0.0,
         trigger=Trigger.API,
         options=options,
     )
+
+
+def _needs_room(gen: Generation) -> bool:
+    return gen.spec.config.ensemble is None
 
 
 def _both(one: Placement, other: Placement) -> Placement:
@@ -91,14 +106,14 @@ def _decided(models: Reconciler, folder: ModelFolder, asked: Generation) -> tupl
     now, waits = models.now, False
     for _ in range(MOST_LOOKS):
         found = decide(
-            [*(g for g in models.queued if g.spec.model != folder.name), asked],
+            [*(g for g in models.queued if g.spec.model != folder.name and _needs_room(g)), asked],
             [g for of in models.generations.values() for g in of],
             models.ledgers,
             load_slots=len(models.generations) + 10**6,
             room_wait_s=FOREVER,
             now=now,
             outgoing=lambda gen: not any(answers(gen, Wanted(s)) for s in folder.specs.values()),
-            waiting=Waiting(models.demand.models - {folder.name}, models.min_residency_s),
+            waiting=Waiting({*models.demanded()} - {folder.name}, models.min_residency_s),
             clock=models.worth,
         )
         found = replace(found, todo=tuple(d for d in found.todo if _is_of(d, asked)))

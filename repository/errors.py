@@ -12,7 +12,8 @@ RepositoryError
 │   └── ConfigError            carries file and line
 ├── OutOfBoundsError       a path that the server may not read (name another, or allow its root)
 ├── ConflictError          right request, wrong state         (change the state)
-│   └── SupersededError
+│   ├── SupersededError
+│   └── AlreadyThereError      a RejectedError too: not twice
 ├── DependencyError        what the request relies on cannot serve it (mend or name another)
 │   ├── AdapterNotFoundError   not registered with this model
 │   └── AdapterRefusedError    its files do not fit this model
@@ -28,13 +29,16 @@ RepositoryError
 │   ├── RequestTimeoutError    its own time limit passed while it waited
 │   ├── DeviceSilentError      the driver of a device hangs
 │   └── DrainingError
+├── UnsupportedRequestError right request, but not to this model (ask for something else)
+├── RequestCancelledError  who asked does not want it any more (nothing to do)
 └── FailedError            we or the model broke              (read the story)
     ├── LoadFailedError
     │   ├── IncompleteFilesError
     │   ├── FilesChangedError
     │   ├── UntrustedCodeError
     │   ├── CheckFailedError
-    │   └── LoadTimeoutError
+    │   ├── LoadTimeoutError
+    │   └── ComposingModelError  of an ensemble: a model that it needs does not serve
     ├── InferenceFailedError
     └── WorkerDiedError        safe to retry
 
@@ -44,6 +48,7 @@ they live in `server.errors`, which maps the families. Texts carry no absolute p
 
 from __future__ import annotations
 
+import copy
 from typing import ClassVar
 
 
@@ -77,6 +82,14 @@ class UnavailableError(RepositoryError):
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class UnsupportedRequestError(RepositoryError):
+    code = "unsupported"
+
+
+class RequestCancelledError(RepositoryError):
+    code = "cancelled"
 
 
 class FailedError(RepositoryError):
@@ -125,6 +138,10 @@ class ConfigError(RejectedError):
 
 class SupersededError(ConflictError):
     code = "superseded"
+
+
+class AlreadyThereError(ConflictError, RejectedError):
+    code = "already_there"
 
 
 class NoRoomError(CapacityError):
@@ -229,6 +246,13 @@ class LoadTimeoutError(LoadFailedError):
     code = "load_timeout"
 
 
+class ComposingModelError(LoadFailedError):
+    """Of an ensemble. It loads by itself once that model is mended; `__cause__`: what that failed with,
+    where it was tried."""
+
+    code = "composing_model"
+
+
 class InferenceFailedError(FailedError):
     code = "inference_failed"
 
@@ -238,6 +262,14 @@ class WorkerDiedError(FailedError):
 
     code = "worker_died"
     retry_after_s: float | None = 1.0
+
+
+def retold(error: RepositoryError, text: str) -> RepositoryError:
+    """The same error in other words; a copy."""
+    mine = copy.copy(error)
+    mine.args = (text,)
+    mine.__cause__ = error.__cause__
+    return mine
 
 
 OUT_OF_MEMORY = ("out of memory", "outofmemory", "bad_alloc", "failed to allocate", "memoryerror")

@@ -37,8 +37,8 @@ MORE = 1.25  # of what it had, when that was not enough
 LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "transformers", "modeldepot")
 # Settings that change nothing of what one instance takes. All others do, as far as anybody knows.
 NO_MATTER = frozenset(
-    {"aliases", "checks", "device", "device_share", "evict_to", "instances", "memory", "pin"}
-    | {"priority", "reload", "sleep_s", "ttl_s", "version_policy"}
+    {"aliases", "checks", "device", "device_share", "devices", "evict_to", "instances", "memory"}
+    | {"metric_tags", "pin", "priority", "reload", "sleep_s", "triton", "ttl_s", "version_policy"}
 )
 
 

@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 
 from repository.admission import Admit, Decision, Evict, Refuse, Waiting, decide
+from repository.composing import Composing
 from repository.errors import NoRoomError
 from repository.events import EventBus
 from repository.life import Books, Means, live
@@ -21,10 +22,9 @@ from repository.lifecycle.residency import Moment, victims
 from repository.lifecycle.states import Event, State
 from repository.lifecycle.worth import may_sleep, settle
 from repository.observer import Guarded
-from repository.standing import Standing
 
 
-class Housing(Standing):
+class Housing(Composing):
     """What the writer brings beside how things stand."""
 
     means: Means
@@ -34,7 +34,6 @@ class Housing(Standing):
     _load_slots: int
     _room_wait_s: float
     min_residency_s: float
-    _dirty: dict[str, Trigger]
     _lives: set[asyncio.Task[None]]
     _beds: list[asyncio.Future[None]]  # who waits for a place in the host tier
     _admit_again: float | None
@@ -62,17 +61,21 @@ class Housing(Standing):
     def _make_room(self, now: float) -> None:
         """Admits, evicts and refuses until nothing more can be decided now."""
         self._admit_again = None
-        if not self._queue:
+        if self._ensembles:
+            self._note_users()
+            self._serve_ensembles()
+        line = self._in_line()
+        if not line:
             return
         found = decide(
-            self._queue,
+            line,
             self._all(),
             self.ledgers,
             load_slots=self._load_slots,
             room_wait_s=self._room_wait_s,
             now=now,
             outgoing=self._outgoing,
-            waiting=Waiting(self.demand.models, self.min_residency_s),
+            waiting=Waiting(self.demanded(), self.min_residency_s),
             clock=self.worth,
         )
         self._admit_again = found.again_at
@@ -213,6 +216,8 @@ class Housing(Standing):
 
     def _honour_pins(self) -> None:
         """At once, wherever somebody comes or leaves who is to be pinned."""
+        if self._ensembles:
+            self._pin_parts()
         for gen in self.pins.honour(self._all(), self.ledgers):
             tell_pin_refused(self.events, gen)
 

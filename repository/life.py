@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from repository.adapting.rows import RowAdapters
 from repository.adapting.shelf import Shelf
-from repository.batching import Batcher
+from repository.attempts import at_last
+from repository.entrance import let_in
 from repository.errors import (
     FailedError,
     FilesChangedError,
@@ -31,12 +32,15 @@ from repository.lifecycle.placement import HOST, Bytes
 from repository.lifecycle.states import Event, State, advance
 from repository.lifecycle.status import text_of
 from repository.messages import Loaded
+from repository.sequences.beginning import first_states
+from repository.sequences.whole import untold, whole
 from repository.signature import Signature
 from repository.sizes import human
 from repository.spec import ModelSpec
 from repository.streaming import Streams
 
 T = TypeVar("T")
+
 
 BED_WAIT_S = 2.0  # for those who make room in the host tier to end
 
@@ -54,8 +58,10 @@ class Means:
     unchanged  are the files of this spec still those that the scan saw
     phase      told how long each part of a load took: read, build (where the backend tells it
                apart), warmup; or wake; and falling asleep: sleep
+    retries    further attempts at a load that failed
     end        stops a host within so many seconds; is all that it held surely back
     shelf      which adapters the models have
+    clock      in seconds, for sequences that wait or are silent
     """
 
     make_host: Callable[[ModelSpec], Host]
@@ -68,6 +74,8 @@ class Means:
     drain_s: float = 30.0
     stop_s: float = 5.0
     max_queue: int = 1024
+    clock: Callable[[], float] = time.perf_counter
+    retries: int = 0
 
 
 async def _no_bed(gen: Generation, n_bytes: int) -> bool:
@@ -94,9 +102,9 @@ async def live(gen: Generation, means: Means, books: Books) -> None:
     try:
         note = "" if gen.host is None else await _wake(gen, gen.host, means, books)
         if gen.host is None:  # nobody slept, or it could not be woken
-            gen.host = means.make_host(gen.spec)
-            gen.loaded = await _unless(gen.retire_asked, _load(gen, gen.host, means))
+            gen.loaded = await _unless(gen.retire_asked, _load_at_last(gen, means))
         host = gen.host
+        assert host is not None
         gen.step(Event.LOADED, note)
         note = await _unless(gen.retire_asked, _rehearse(gen, host, means))
         open_for_requests(gen, host, _loaded(gen), means)
@@ -161,7 +169,7 @@ async def examine(gen: Generation, means: Means) -> Exception | None:
     host: Host | None = None
     try:
         host = means.make_host(gen.spec)
-        looking = _in_time(host.validate(gen.spec, gen.device), gen, means, "been looked at")
+        looking = _in_time(host.validate(whole(gen.spec), gen.device), gen, means, "been looked at")
         await _unless(gen.retire_asked, looking)
     except _Retired:
         return None
@@ -261,6 +269,21 @@ async def _wake(gen: Generation, host: Host, means: Means, books: Books) -> str:
 # awake --------------------------------------------------------------------------------------------
 
 
+async def _load_at_last(gen: Generation, means: Means) -> Loaded:
+    """Each attempt has a host of its own, which is `gen.host` then."""
+
+    async def attempt() -> Loaded:
+        gen.host = means.make_host(gen.spec)
+        return await _load(gen, gen.host, means)
+
+    async def clear() -> None:
+        assert gen.host is not None
+        await means.end(gen, gen.host, means.stop_s)
+        gen.host = None
+
+    return await at_last(attempt, clear, retries=means.retries, what=str(gen))
+
+
 async def _load(gen: Generation, host: Host, means: Means) -> Loaded:
     began = time.perf_counter()
     loaded = await _in_time(_read(gen, host, means), gen, means, "loaded")
@@ -278,7 +301,7 @@ async def _read(gen: Generation, host: Host, means: Means) -> Loaded:
             f"{gen.spec.model} version {gen.spec.version} cannot come back as it was before: its files "
             f"have been overwritten; mend the new ones, or put the old ones back"
         )
-    loaded = await host.load(gen.spec, gen.placement.devices)
+    loaded = await host.load(whole(gen.spec), gen.placement.devices)
     if not await means.unchanged(gen.spec):
         raise FilesChangedError(
             f"the files of {gen.spec.model} version {gen.spec.version} changed while they were "
@@ -308,7 +331,9 @@ async def _try_out(gen: Generation, host: Host, loaded: Loaded, means: Means) ->
         if slept is not None:
             fitting.take_over(slept)
         await fitting.sync()  # one that fails is shown as failed, and keeps nobody from serving
-    note = "" if gen.woken else await means.rehearse(host, gen.spec, loaded)
+    if gen.spec.config.sequences is not None:
+        gen.initial = await asyncio.to_thread(first_states, gen.spec, loaded)
+    note = "" if gen.woken else await means.rehearse(host, untold(gen.spec), loaded)
     gen.measured = await host.memory()
     if fitting is not None:
         await fitting.sync()
@@ -330,7 +355,7 @@ async def _in_time(work: Awaitable[T], gen: Generation, means: Means, done: str)
 
 def open_for_requests(gen: Generation, host: Host, loaded: Loaded, means: Means) -> None:
     gen.signature = Signature(gen.spec.model, loaded, gen.spec.config)
-    gen.batcher = Batcher(host, loaded, gen.spec.config, max_queue=means.max_queue)
+    let_in(gen, host, loaded, max_queue=means.max_queue, clock=means.clock)
     if gen.fitting is not None:
         gen.fitting.begin()
         gen.rows = RowAdapters(gen.fitting, whole=loaded.max_batch_size == 0)

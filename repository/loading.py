@@ -11,17 +11,22 @@ import asyncio
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from repository.adapting.calls import AdapterCalls
+from repository.bringing import UNSAID, Unsaid
 from repository.dry_run import foresee
 from repository.errors import (
     ConflictError,
     DrainingError,
     InvalidRequestError,
     ModelNotFoundError,
+    NotFoundError,
     NotKeptError,
+    RepositoryError,
     SupersededError,
 )
 from repository.folder.mounts import is_path, place_of
@@ -30,10 +35,10 @@ from repository.lifecycle.generation import Generation, Trigger
 from repository.lifecycle.refusals import of_folder, of_generation
 from repository.lifecycle.status import text_of
 from repository.lookout import Lookout
-from repository.names import check_name
-from repository.overriding import UNSAID, Overrides, Unsaid
+from repository.names import check_name, shown
+from repository.overriding import Overrides
 from repository.reconciler import Reconciler
-from repository.reports import DryRun, LoadReport, Options, UnloadAllReport, UnloadReport
+from repository.reports import Brought, DryRun, LoadReport, Options, UnloadAllReport, UnloadReport
 from repository.snapshot import ModelFolder, Snapshot
 
 MOST_TOLD = 10  # models that are named in a refusal
@@ -65,6 +70,19 @@ class Ending(NamedTuple):
         )
 
 
+def in_all(reports: Sequence[UnloadReport]) -> UnloadReport:
+    """Under the name of the first."""
+    return replace(
+        reports[0],
+        generations=sum(r.generations for r in reports),
+        bytes_freed=sum(r.bytes_freed for r in reports),
+        took_s=max(r.took_s for r in reports),
+        drain_s=max(r.drain_s for r in reports),
+        confirmed=all(r.confirmed for r in reports),
+        leaked_bytes=sum(r.leaked_bytes for r in reports),
+    )
+
+
 class Loading(AdapterCalls):
     """What the facade brings beside its desk: the one writer, and what looks at the folder."""
 
@@ -75,6 +93,7 @@ class Loading(AdapterCalls):
     _overrides: Overrides
     _seen: Snapshot  # what was told last of the folder
     _draining: bool
+    _unloading: set[asyncio.Task[RepositoryError | None]]
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -86,7 +105,7 @@ class Loading(AdapterCalls):
         *,
         force: bool = False,
         trigger: Trigger = Trigger.API,
-        config: Mapping[str, Any] | Unsaid | None = UNSAID,
+        config: Mapping[str, Any] | Brought | Unsaid | None = UNSAID,
     ) -> LoadReport:
         """Wants `model`; returns once every version that its policy chooses serves.
 
@@ -101,6 +120,11 @@ class Loading(AdapterCalls):
         is taken, ConfigError ("request: ..."); after any error the config, the path and what served
         are as they were. But for NotKeptError: then all is done and the model serves, and only a
         restart may not know of it.
+
+        `Brought`, of a name: in Triton's way. Its config stands in place of the folder's, as long as the
+        folder's files are those that it was said over; its files stand in place of the folder until a
+        load brings none, or the model is unloaded. Raises InvalidRequestError for names of files,
+        NoDiskError.
         """
         self._not_draining()
         change = await self._overrides.change(model, config)
@@ -127,6 +151,7 @@ class Loading(AdapterCalls):
         """`tentative`: if it fails, its wish is taken back, even where one of the versions serves."""
         began = time.perf_counter()
         name, known = await self._look_at(model)
+        known = await self._look_at_parts(name, known)
         folder = self._loadable(name, known)  # from here on no await until it is wanted
         serving = [self._models.routes.find(name, v) for v in folder.specs]
         before = self._models.wishes.now(name)
@@ -161,14 +186,46 @@ class Loading(AdapterCalls):
                 f"again"
             )
 
-    async def unload(self, model: str) -> UnloadReport:
+    async def unload(self, model: str, *, unload_dependents: bool = False) -> UnloadReport:
         """Stops wanting it; returns once every generation of now has ended. Idempotent.
+
+        Of an ensemble, `unload_dependents`: also the models that were loaded only because it needs them,
+        and that no other needs; the report is of all together.
 
         Raises ModelNotFoundError; NotKeptError where it is unloaded, and a restart may not know of it.
         """
-        report = await self._end(self._model_of(model)).over()
+        ends = [self._end(self._model_of(model))]
+        if unload_dependents:
+            ends += self._end_parts(ends[0].model)
+        report = in_all([await end.over() for end in ends])
+        for end in ends:
+            await self._overrides.ended(end.model)
         await self._kept(f"'{report.model}' is unloaded")
         return report
+
+    async def unload_soon(
+        self, model: str, *, unload_dependents: bool = False, wait_s: float = 0.0
+    ) -> None:
+        """As `unload`; but whoever asks waits no longer than `wait_s` for what still runs. No request
+        that comes after it finds the model."""
+        unloading = asyncio.create_task(self._unload_quietly(model, unload_dependents))
+        self._unloading.add(unloading)
+        unloading.add_done_callback(self._unloading.discard)
+        done, _ = await asyncio.wait([unloading], timeout=wait_s)
+        if not done:
+            return
+        error = unloading.result()
+        if error is not None:
+            raise error
+
+    async def _unload_quietly(self, model: str, dependents: bool) -> RepositoryError | None:
+        try:
+            await self.unload(model, unload_dependents=dependents)
+        except RepositoryError as error:
+            if not isinstance(error, NotFoundError):
+                log.warning("the unload of '%s': %s", shown(model), error)
+            return error
+        return None
 
     async def unload_all(self) -> UnloadAllReport:
         """Every model. What cannot be unloaded is named in `errors`; the others go all the same. Raises
@@ -184,6 +241,8 @@ class Loading(AdapterCalls):
                 log.exception("the unload of '%s' broke off; the others go on", name)
                 errors[name] = text_of(error)
         reports = await asyncio.gather(*(end.over() for end in ends))
+        for end in ends:
+            await self._overrides.ended(end.model)
         await self._kept("all models are unloaded")
         return UnloadAllReport(tuple(r for r in reports if r.model in running), errors)
 
@@ -211,6 +270,14 @@ class Loading(AdapterCalls):
         asked = sum(max(g.leases, g.work.waiting + g.work.in_flight) for g in self._of(name))
         return asked + self._models.demand.count(name)
 
+    async def lying(self) -> Snapshot:
+        """What lies in the repository at this moment, at rest or not; nothing comes of it. What was told
+        last, where it cannot be read now."""
+        try:
+            return await self._lookout.seen()
+        except OSError:
+            return self._seen
+
     async def dry_run(self, model: str) -> DryRun:
         """What a load would do now; it does nothing. Raises as `load` does before it starts."""
         name, known = await self._look_at(model, act=False)
@@ -224,6 +291,16 @@ class Loading(AdapterCalls):
         self._not_draining()  # the look may have taken seconds
         return name, folder
 
+    async def _look_at_parts(self, name: str, folder: ModelFolder | None) -> ModelFolder | None:
+        """At the models that an ensemble needs, too; its own folder as it is after that."""
+        seen: set[str] = {name}
+        while ahead := [part for part in self._models.parts(name) if part not in seen]:
+            for part in ahead:
+                seen.add(part)
+                with suppress(RepositoryError):  # what is wrong with it is told of the ensemble
+                    await self._lookout.fresh(part)
+        return folder if len(seen) == 1 else self._models.folders.get(name)
+
     def _not_draining(self) -> None:
         if self._draining:
             raise DrainingError("the server is shutting down", retry_after_s=5.0)
@@ -236,6 +313,14 @@ class Loading(AdapterCalls):
         if not folder.specs or any(p.version in (None, *folder.specs) for p in folder.errors):
             raise of_folder(folder)
         return folder
+
+    def _end_parts(self, name: str) -> list[Ending]:
+        began = time.perf_counter()
+        parts = self._models.spare_parts(name)
+        return [
+            Ending(part, going, sum(gen.reserved for gen in going), began)
+            for part, going in parts.items()
+        ]
 
     def _end(self, name: str) -> Ending:
         began = time.perf_counter()
@@ -267,7 +352,7 @@ class Loading(AdapterCalls):
         if not is_path(model):
             return self._models.routes.model(check_name(model))
         options = self.options
-        name, mount = place_of(model, options.root, options.allowed_roots)
+        name, mount = place_of(model, options.roots, options.allowed_roots)
         if mount is not None and self._lookout.by_call.mounts.get(name) != mount:
             raise ModelNotFoundError(
                 f"the folder '{name}' of an allowed root is no model yet; load it by its path first"

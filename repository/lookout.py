@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import MappingProxyType
 
 from repository.errors import ModelNotReadyError
@@ -59,6 +60,7 @@ class Lookout:
         self._follows = follows
         self._mounts_s = mounts_s
         self._told = Snapshot()
+        self._seen = Snapshot()  # what lay there, at rest or not
         self._poked = asyncio.Event()
         self._took_s = 0.0
         self._running: asyncio.Task[Settled] | None = None
@@ -78,6 +80,11 @@ class Lookout:
         self._pass_on(settled.snapshot, settled.changed)
         return settled
 
+    async def seen(self) -> Snapshot:
+        """What lies there now, at rest or not; nothing is told. Raises OSError."""
+        await self._scan()
+        return self._seen
+
     async def _scan(self) -> Settled:
         """A whole scan that began after this call."""
         if self._next is None:
@@ -95,6 +102,7 @@ class Lookout:
         while by_call is not self._scanner.by_call:  # what was unsaid meanwhile must not be told
             by_call = self._scanner.by_call
             snapshot = await loop.run_in_executor(self._thread, self._scanner.scan)
+        self._seen = snapshot
         self._took_s = time.perf_counter() - began
         self._observer.scanned(self._took_s, len(snapshot.models))
         settled = self._settler.offer(snapshot, time.time())
@@ -129,6 +137,10 @@ class Lookout:
         self._scanner.by_call = by_call
         self._reasons += 1
         self._poked.set()
+
+    def home(self, model: str) -> Path:
+        """Its folder in the repository."""
+        return self._scanner.roots.home(model)
 
     def told(self, model: str) -> ModelFolder | None:
         return self._told.models.get(model)
@@ -203,15 +215,16 @@ class Lookout:
                         return
                     await asyncio.sleep(again_s)
 
-    async def watch(self, watcher: Watcher) -> None:
+    async def watch(self, *watchers: Watcher) -> None:
         """Looks after every poke, and again while something has not settled. Runs until cancelled."""
-        listening = asyncio.create_task(self._listen(watcher), name="watch")
-        listening.add_done_callback(self._deaf)
+        listening = [asyncio.create_task(self._listen(w), name="watch") for w in watchers]
+        for one in listening:
+            one.add_done_callback(self._deaf)
         self._observer.watcher(True)
         again_s: float | None = 0.0
         try:
             while True:
-                if again_s is None and listening.done():
+                if again_s is None and any(one.done() for one in listening):
                     again_s = DEAF_S
                 if again_s is None and self._scanner.by_call.mounts:
                     again_s = self._mounts_s
@@ -228,8 +241,9 @@ class Lookout:
         finally:
             if self._trial is not None:
                 self._trial.cancel()
-            listening.cancel()
-            await asyncio.wait([listening])
+            for one in listening:
+                one.cancel()
+            await asyncio.wait(listening)
             self._observer.watcher(False)
 
     async def _look_or_say_why(self) -> float | None:

@@ -33,7 +33,9 @@ class Loaded(msgspec.Struct, frozen=True):
                       reading (making the model of it), where the backend can tell
     abilities         what it can do beside `infer`: "generate" (see `repository.generate`), "chat"
                       (it has a template for conversations), "embed" (texts in, vectors out),
-                      "adapt" (it takes adapters), "sleep" (it can leave its device and come back)
+                      "adapt" (it takes adapters), "sleep" (it can leave its device and come back),
+                      "ask" (it takes several requests as they are and answers each on its own:
+                      `Host.ask`), "decoupled" (such a request may have any number of answers)
     """
 
     inputs: tuple[TensorSpec, ...] = ()

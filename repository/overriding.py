@@ -6,108 +6,95 @@ be. Once it is in force its versions have other fingerprints, so a new generatio
 one, as if the files had changed. If that fails, what was said before is in force again, and the old
 generation is again what is wanted: nothing is loaded for it.
 
+One sort of override at a time, and the last one said wins: a config that stands over the folder's
+(`Said`), or one that stands in place of it, with files of its own or without (`Instead`).
+
 Changes to one model take turns; a caller that leaves does not leave half a change behind.
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from repository.backends.registry import check_options
+from repository.bringing import (
+    Bringing,
+    Change,
+    Undo,
+    Unsaid,
+    check_loadable,
+    check_request,
+    gone,
+    root,
+    roots,
+    same,
+)
+from repository.brought import BroughtFiles
 from repository.errors import (
     ConfigError,
     ConflictError,
-    LoadFailedError,
     ModelNotFoundError,
     ModelNotReadyError,
     RepositoryError,
 )
 from repository.folder.aphrodite import REQUEST, Said, read_request
+from repository.folder.instead import Instead, recalled
 from repository.folder.mounts import ByCall, Mount, check_links, is_path, place_of
-from repository.lifecycle.refusals import of_folder
 from repository.lookout import Lookout
 from repository.names import check_name, shown
 from repository.reconciler import Reconciler
-from repository.reports import Options
+from repository.reports import Brought, Options
 from repository.snapshot import ModelFolder
-from repository.spec import ModelSpec
-from repository.turns import Turns
 
 T = TypeVar("T")
-Undo = Callable[[], Awaitable[None]]
 
 log = logging.getLogger("modeldepot.folder")
 
 LOOKS = 5  # at a folder whose files change between two of them
 
 
-class Unsaid(enum.Enum):
-    UNSAID = enum.auto()
-
-
-UNSAID: Final = Unsaid.UNSAID
-
-
-class Remembers(Protocol):
-    """Where it is written down (`repository.journal`)."""
-
-    def override(self, model: str, values: Mapping[str, Any] | None) -> None: ...
-
-    def mount(self, model: str, path: str | None) -> None: ...
-
-
-@dataclass(frozen=True)
-class Change:
-    """`said`: the config that is to be in force, None: the folder's own; UNSAID: as it is. `mount`:
-    where the model lies, if that is to become known."""
-
-    name: str
-    said: Said | Unsaid | None = UNSAID
-    mount: Mount | None = None
-
-    @property
-    def is_none(self) -> bool:
-        return self.said is UNSAID and self.mount is None
-
-
-class Overrides:
-    """`remembers`: None while nothing is kept."""
-
-    def __init__(self, options: Options, models: Reconciler, lookout: Lookout) -> None:
-        self.remembers: Remembers | None = None
+class Overrides(Bringing):
+    def __init__(
+        self, options: Options, models: Reconciler, lookout: Lookout, files: BroughtFiles
+    ) -> None:
+        super().__init__(models, lookout, files)
         self._options = options
-        self._models = models
-        self._lookout = lookout
-        self._turns = Turns()
 
     async def recall(
-        self, overrides: Mapping[str, Mapping[str, Any]], mounts: Mapping[str, str]
+        self,
+        overrides: Mapping[str, Mapping[str, Any]],
+        mounts: Mapping[str, str],
+        words: Mapping[str, str],
     ) -> None:
         """What was said before the start, before the first look. What is no longer understood or allowed
-        is left out, and told."""
-        self._lookout.say(await asyncio.to_thread(self._recalled, overrides, mounts))
+        is left out, and told; files that were brought for a model that was unloaded are too."""
+        found = await asyncio.to_thread(self._recalled, overrides, mounts)
+        for name in [n for n in found.overrides if found.brought(n) and words.get(n) == "unload"]:
+            found = found.overridden(name, None)
+        self._lookout.say(found)
+        self._files.doom(await asyncio.to_thread(self._files.listed), roots(found))
+        await asyncio.to_thread(self._files.sweep)
 
     def _recalled(
         self, overrides: Mapping[str, Mapping[str, Any]], mounts: Mapping[str, str]
     ) -> ByCall:
-        said: dict[str, Said] = {}
+        said: dict[str, Said | Instead] = {}
         for name, values in overrides.items():
             try:
-                said[name] = read_request(values)
+                said[name] = recalled(values, name, self._files.home) or read_request(values)
             except ConfigError as error:
                 log.warning("the config that a load of '%s' brought is left out: %s", name, error)
         found: dict[str, Mount] = {}
         for name, path in mounts.items():
             try:
-                mount = place_of(path, self._options.root, self._options.allowed_roots).mount
+                mount = place_of(path, self._options.roots, self._options.allowed_roots).mount
             except RepositoryError as error:
                 log.warning("'%s', from an allowed root, is left out: %s", name, error)
             else:
@@ -116,19 +103,20 @@ class Overrides:
         return ByCall(MappingProxyType(said), MappingProxyType(found))
 
     def elsewhere(self, model: str) -> Path | None:
-        """The folder of a model that lies outside of the repository."""
-        mount = self._lookout.by_call.mounts.get(model)
-        return None if mount is None else Path(mount.path)
+        """The folder of a model, wherever it lies."""
+        by_call = self._lookout.by_call
+        mount = by_call.brought(model) or by_call.mounts.get(model)
+        return self._lookout.home(model) if mount is None else Path(mount.path)
 
-    async def over(self) -> None:
-        """Returns when no change is under way."""
-        await self._turns.over()
-
-    async def change(self, model: str, config: Mapping[str, Any] | Unsaid | None) -> Change:
+    async def change(
+        self, model: str, config: Mapping[str, Any] | Brought | Unsaid | None
+    ) -> Change:
         """What a load of `model` (a name, an alias, a path) under `config` would change.
 
         Raises InvalidNameError, OutOfBoundsError, InvalidRequestError, ConfigError.
         """
+        if isinstance(config, Brought):
+            return self.bring(self._models.routes.model(check_name(model)), config)
         said = read_request(config) if isinstance(config, Mapping) else config
         name, mount = await self._place(model)
         if isinstance(said, Said) and said.names:
@@ -145,8 +133,8 @@ class Overrides:
         if not is_path(model):
             return self._models.routes.model(check_name(model)), None
         options = self._options
-        place = place_of(model, options.root, options.allowed_roots)
-        await asyncio.to_thread(check_links, place, options.root)
+        place = place_of(model, options.roots, options.allowed_roots)
+        await asyncio.to_thread(check_links, place, options.roots)
         return place.name, None if self._is_mounted(place.mount) else place.mount
 
     def _is_mounted(self, mount: Mount | None) -> bool:
@@ -156,13 +144,25 @@ class Overrides:
         """Its turn, `load` under it, and the notes. Whatever raises leaves things as they were."""
 
         async def turn() -> T:
-            undo = await self._begin(change)
+            before = root(self._lookout.by_call.overrides.get(change.name))
+            if before:  # it may have to come back
+                self._files.hold(os.path.basename(before))
             try:
-                report = await load()
+                now = await self._seen(change)
             except BaseException:
-                await undo()
+                self._let_go(change, before)
                 raise
-            self._note(change)  # also what was in force: it may have been left out at the start
+            try:
+                undo = await self._begin(now)
+                try:
+                    report = await load()
+                    self._check_in_force(now)
+                except BaseException:
+                    await undo()
+                    raise
+                self._note(now)  # also what was in force: it may have been left out at the start
+            finally:
+                self._let_go(now, before)
             return report
 
         return await self._turns.take(change.name, turn)
@@ -172,10 +172,13 @@ class Overrides:
             return
         if change.mount is not None:
             self.remembers.mount(change.name, change.mount.path)
-        if isinstance(change.said, Said):
-            self.remembers.override(change.name, change.said.written.values)
-        elif change.said is None:
-            self.remembers.override(change.name, None)
+        if isinstance(change.said, Unsaid):
+            return
+        said = self._lookout.by_call.overrides.get(change.name)
+        if isinstance(said, Instead):
+            self.remembers.override(change.name, said.written())
+        else:
+            self.remembers.override(change.name, None if said is None else said.written.values)
 
     async def _begin(self, change: Change) -> Undo:
         if change.mount is not None and not self._is_mounted(change.mount):
@@ -202,7 +205,7 @@ class Overrides:
             raise ModelNotFoundError(
                 f"there is no model in the folder '{name}' of the allowed root"
             )
-        _check_request(folder)
+        check_request(folder)
         lookout.say(by_call)
 
         async def undo() -> None:
@@ -213,12 +216,16 @@ class Overrides:
 
     # a config by request --------------------------------------------------------------------------
 
-    async def _override(self, name: str, said: Said | None) -> Undo:
+    async def _override(self, name: str, said: Said | Instead | None) -> Undo:
         lookout = self._lookout
         before = lookout.by_call.overrides.get(name)
-        if before is said or (before and said and before.digest == said.digest):
+        if root(before) != root(said):
+            return await self._swap(name, said)
+        if before is said or (isinstance(said, Said) and same(before, said)):
             return _nothing
-        folder, tried = await self._try(name, said)
+        folder, tried, said = await self._try(name, said)
+        if same(before, said):
+            return _nothing
         by_call = lookout.by_call.overridden(name, said)
         lookout.put(name, replace(tried, adapters=folder.adapters), by_call)
 
@@ -234,52 +241,28 @@ class Overrides:
 
         return undo
 
-    async def _try(self, name: str, said: Said | None) -> tuple[ModelFolder, ModelFolder]:
-        """The folder as it is, and as it would be; of the same files, told and at rest. Nothing has been
-        awaited since that was so. Raises what is wrong with it."""
+    async def _try(
+        self, name: str, said: Said | Instead | None
+    ) -> tuple[ModelFolder, ModelFolder, Said | Instead | None]:
+        """The folder as it is, and as it would be; of the same files, told and at rest; and what is said
+        of these files. Nothing has been awaited since that was so. Raises what is wrong with it."""
         for _ in range(LOOKS):
-            if await self._lookout.fresh(name) is None:
+            fresh = await self._lookout.fresh(name)
+            if fresh is None:
                 self._models.known(name)
-                raise ModelNotFoundError(
-                    f"the folder of model '{name}' is gone from the repository"
-                )
+                raise gone(name)
+            if isinstance(said, Instead):
+                said = said.of_files(fresh.fingerprint)
             by_call = self._lookout.by_call.overridden(name, said)
             tried = await self._lookout.tried(name, by_call)
             told = self._lookout.told(name)
             if tried is not None and told is not None and tried.fingerprint == told.fingerprint:
-                _check_request(tried)
-                if not tried.specs or any(p.version in (None, *tried.specs) for p in tried.errors):
-                    raise of_folder(tried)
-                return told, tried
+                check_loadable(tried)
+                return told, tried, said
         raise ModelNotReadyError(
             f"the files of '{name}' are still being written; ask again when they are done",
             retry_after_s=1.0,
         )
-
-
-def _check_request(folder: ModelFolder) -> None:
-    """Raises what is wrong with the request, and not with the folder: ConfigError, ConflictError for
-    a second name that another model has."""
-    for problem in folder.problems:
-        if problem.rule == REQUEST:
-            raise ConfigError(problem.message, where=REQUEST, hint=problem.hint)
-        if problem.rule == "alias" and problem.where == f"{folder.name}/{REQUEST}":
-            raise ConflictError(f"{REQUEST}: {problem.message}; {problem.hint}")
-    for spec in folder.specs.values():
-        try:
-            check_options(spec.backend, _requested(spec))
-        except LoadFailedError as error:
-            raise ConfigError(str(error), where=REQUEST) from error
-
-
-def _requested(spec: ModelSpec) -> dict[str, Any]:
-    """Those of its backend's options that the request said."""
-    said = {
-        key.split(".")[1]
-        for key, source in spec.sources.items()
-        if source == REQUEST and key.startswith("options.")
-    }
-    return {key: value for key, value in spec.config.options.items() if key in said}
 
 
 async def _nothing() -> None:

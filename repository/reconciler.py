@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from repository.demand import Demand, Take
-from repository.errors import DrainingError, NoRoomError, WorkerDiedError
+from repository.errors import DrainingError
 from repository.events import EventBus
 from repository.life import Means
 from repository.lifecycle.generation import Generation, Trigger
@@ -96,6 +96,11 @@ class Reconciler(Resting):
         self._ticking = False
         self._admit_again: float | None = None
         self._closing = False
+        self._ensembles: set[str] = set()
+        self._drawn = None
+        self._fits_of = {}
+        self._found = None
+        self._used: list[Generation] = []
 
     # wishes -------------------------------------------------------------------------------------
 
@@ -105,6 +110,7 @@ class Reconciler(Resting):
         trigger = Trigger.STARTUP if starting else Trigger.WATCH
         for name in [n for n in self.folders if n not in folders]:
             del self.folders[name]
+            self._drawn = None
             self.wishes.forget(name)
             self.pins.forget(name)
             self._dirty[name] = trigger
@@ -114,9 +120,10 @@ class Reconciler(Resting):
             if old != folder:
                 self.folders[name] = folder
                 self._dirty[name] = trigger
+                self._follow(folder)
                 tell_folder(self.events, old, folder)
             self.means.shelf.follow(name, folder.adapters)
-        self.routes.rename({a: n for n, f in self.folders.items() for a in f.aliases})
+        self._rename({a: n for n, f in self.folders.items() for a in f.aliases}, trigger)
         self._tick()
 
     def want(self, model: str, *, force: bool = False, trigger: Trigger) -> list[Generation]:
@@ -127,6 +134,7 @@ class Reconciler(Resting):
         self.wishes.load(model, force=force and not self._on_its_way(model))
         self.register.forgive(model)
         self._dirty[model] = trigger
+        self._ask_for_parts(model, trigger)
         for gen in self.register.of(model):
             if gen.state is State.QUEUED:
                 gen.asked_for(trigger)
@@ -150,6 +158,13 @@ class Reconciler(Resting):
         self._tick()
         return going
 
+    def spare_parts(self, model: str) -> dict[str, list[Generation]]:
+        """What was loaded only because this needed it is not wanted any more; what of it is to end."""
+        gone = self.spare(model)
+        going = {p: [g for g in self.register.of(p) if g.state not in TERMINAL] for p in gone}
+        self._tick()
+        return going
+
     def wait_for(self, name: str, version: int | None, take: Take) -> asyncio.Future[None]:
         """A request waits until a version of it serves, and has it loaded if need be; `take` is then
         given a lease that has begun. Raises at once what cannot change by waiting, QueueFullError."""
@@ -162,10 +177,8 @@ class Reconciler(Resting):
         first = model not in self.demand.models
         waiter = self.demand.join(model, name, version, take)
         if first:
-            self.register.forgive(model, of=NoRoomError)  # that was another moment
-            back = model in self.register.fallback  # then an older one is what comes
-            if not back and self._given_up(model):  # it has rested, and gets another chance
-                self.register.forgive(model, of=WorkerDiedError)
+            self._forgive_for_requests(model)
+            self._ask_for_parts(model, Trigger.DEMAND)
             self._dirty[model] = Trigger.DEMAND
             self._tick()
         self.demand.grant(model, self.routes.find)  # it may have come since the caller looked
@@ -201,6 +214,8 @@ class Reconciler(Resting):
         try:
             self.wishes = Wishes(everything=False)
             while self._lives or self._queue:
+                for gen in itertools.chain(*self.generations.values()):
+                    gen.let_go()
                 self._dirty.update(dict.fromkeys(self.generations, Trigger.API))
                 self._tick()
                 if self._lives:
@@ -247,6 +262,8 @@ class Reconciler(Resting):
                 del self._timers[model]
                 self._dirty.setdefault(model, Trigger.RESTART)
             for _ in range(64):  # a decision may make others due; it settles in a few rounds
+                for user in [user for model in self._dirty for user in self.users(model)]:
+                    self._dirty.setdefault(user, Trigger.RESTART)
                 for model in list(self._dirty):
                     self._plan(model, self._dirty.pop(model), now)
                 self._make_room(now)
@@ -263,7 +280,9 @@ class Reconciler(Resting):
         if folder is not None and model in self.demand.models:
             self.wishes.demand(model)
             trigger = trigger if trigger in ASKED else Trigger.DEMAND
-        wanted = self.wishes.wanted(folder)
+        if self._ensembles and self.wishes.wants(model):
+            self._need(model, trigger, asked=model in self.demand.models)
+        wanted = {} if self.away(model) else self.wishes.wanted(folder)
         resting = {} if self._closing else self.wishes.resting(folder)
         if not resting:  # nor does anything come back
             self.register.fallback.pop(model, None)
@@ -275,6 +294,7 @@ class Reconciler(Resting):
             fits=self._fits,
             resting=resting,
             fallback=self.register.fallback.get(model, {}),
+            footing=self.footing,
         )
         for order in found.retire:
             self._retire(next(g for g in gens if g.serial == order.serial), order.why)
@@ -296,7 +316,7 @@ class Reconciler(Resting):
     def _idling(self, model: str) -> list[Generation]:
         """What its time may be over for: nothing while requests wait for some of it, or it would go and
         come in turns; nor who sleeps and is about to be woken."""
-        if model in self.demand.models:
+        if model in self.demanded():
             return []
         gens = self.register.of(model)
         called = [g.wakes for g in gens if g.state is State.QUEUED]
@@ -331,6 +351,8 @@ class Reconciler(Resting):
     # happenings ---------------------------------------------------------------------------------
 
     def _stepped(self, gen: Generation, before: State) -> None:
+        if gen.spec.config.ensemble is not None:
+            self._drawn = None
         self.routes.update(gen.spec.model, self.register.of(gen.spec.model))
         if gen.pinned or self.pins.wants(gen.spec):
             self._honour_pins()
@@ -345,9 +367,10 @@ class Reconciler(Resting):
 
     def _deserted(self, model: str) -> None:
         """Nobody waits for it any more: if nothing was done for it yet, nothing will be."""
-        if self._untouched(model):
-            self.wishes.withdraw(model)
-        self._mark(model)
+        for name in (model, *self.parts(model)):
+            if self._untouched(name):
+                self.wishes.withdraw(name)
+            self._mark(name)
 
     def _idle(self, gen: Generation) -> None:
         """The last lease ended: somebody may have waited for that, and its TTL starts now."""

@@ -10,7 +10,6 @@ generates has none.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -28,13 +27,16 @@ from repository.errors import (
 )
 from repository.generate import GenerateRequest, Piece, Sampling
 from repository.hosts.base import Host
-from repository.messages import InferRequest, Loaded, TensorSpec
+from repository.messages import InferRequest, InferResponse, Loaded
+from repository.names import shown
+from repository.responding import Responses
 from repository.signature import Signature
-from repository.sizes import human
 from repository.spec import ModelSpec
-from repository.tensors import DATATYPES, LENGTH, Array, Datatype, Shape, Tensor
+from repository.tensors import Tensor
+from repository.warmup import request_of
 
-LARGEST_INPUT = 1 << 30  # bytes of one warm-up tensor
+# Backends that run code: what zeros would do there, nobody knows.
+DOES_AS_IT_LIKES = frozenset({"python", "triton_python", "ensemble"})
 
 
 async def rehearse(host: Host, spec: ModelSpec, loaded: Loaded) -> str:
@@ -53,16 +55,18 @@ async def rehearse(host: Host, spec: ModelSpec, loaded: Loaded) -> str:
     datatypes = {part.name: part.datatype for part in (*signature.inputs, *signature.outputs)}
     for file in files:
         check = await asyncio.to_thread(read_check, spec, file, datatypes)
-        await _run(host, spec, signature, check)
+        await _run(host, spec, loaded, signature, check)
     agree = f"{_many(len(files), 'check')} agree{'s' if len(files) == 1 else ''}"
     return f"{warm}; {agree if files else 'no checks'}"
 
 
-async def _run(host: Host, spec: ModelSpec, signature: Signature, check: Check) -> None:
+async def _run(
+    host: Host, spec: ModelSpec, loaded: Loaded, signature: Signature, check: Check
+) -> None:
     request = InferRequest(check.inputs, tuple(tensor.name for tensor in check.outputs))
     try:
         signature.accept(request)
-        response = await host.infer(request)
+        response = await _answer(host, loaded, request)
     except InvalidTensorError as error:
         raise CheckFailedError(f"{check.file}: the model refuses it: {error}") from error
     except InferenceFailedError as error:
@@ -71,11 +75,27 @@ async def _run(host: Host, spec: ModelSpec, signature: Signature, check: Check) 
     await asyncio.to_thread(compare, check, response.outputs, atol=limits.atol, rtol=limits.rtol)
 
 
+async def _answer(
+    host: Host, loaded: Loaded, request: InferRequest, at: int | None = None
+) -> InferResponse:
+    """The first that it answers; one without outputs if it never does. Returns when it has ended."""
+    if "ask" not in loaded.abilities:
+        return await host.infer(request)
+    answers = Responses(request)
+    taken = host.ask([answers], at)
+    try:
+        found = [answer async for answer in answers]
+        await taken
+    finally:
+        answers.close()
+    return found[0] if found else InferResponse([])
+
+
 # warm-up ------------------------------------------------------------------------------------------
 
 
 async def _warm_up(host: Host, spec: ModelSpec, signature: Signature, loaded: Loaded) -> str:
-    send = partial(_way_of(loaded), host, signature, loaded.max_batch_size)
+    send = partial(_way_of(loaded), host, spec, signature, loaded)
     asked = spec.config.warmup
     if asked is None:
         return await _try_one(spec, signature, loaded, send)
@@ -86,11 +106,15 @@ async def _warm_up(host: Host, spec: ModelSpec, signature: Signature, loaded: Lo
         except WorkerDiedError:
             raise
         except RepositoryError as error:
-            raise LoadFailedError(f"warm-up {number} of the config failed: {error}") from error
+            which = f"{number} ('{shown(kind.name)}')" if kind.name else number
+            raise LoadFailedError(f"warm-up {which} of the config failed: {error}") from error
     return f"warm-up of {_many(sent, 'request')}" if sent else "no warm-up"
 
 
-def _way_of(loaded: Loaded) -> Callable[[Host, Signature, int, WarmupRequest], Awaitable[int]]:
+Way = Callable[[Host, ModelSpec, Signature, Loaded, WarmupRequest], Awaitable[int]]
+
+
+def _way_of(loaded: Loaded) -> Way:
     if "generate" in loaded.abilities:
         return _write
     return _embed if "embed" in loaded.abilities else _send
@@ -106,7 +130,9 @@ async def _try_one(
     what = "zeros"
     if {"generate", "embed"} & set(loaded.abilities):
         what = "a text"
-    elif spec.backend == "python" or not inputs or any(i.datatype == "BYTES" for i in inputs):
+    elif (
+        spec.backend in DOES_AS_IT_LIKES or not inputs or any(i.datatype == "BYTES" for i in inputs)
+    ):
         return "no warm-up"
     try:
         sent = await send(WarmupRequest())
@@ -117,7 +143,9 @@ async def _try_one(
     return f"warm-up of {_many(sent, 'request')}"
 
 
-async def _write(host: Host, signature: Signature, most: int, kind: WarmupRequest) -> int:
+async def _write(
+    host: Host, spec: ModelSpec, signature: Signature, loaded: Loaded, kind: WarmupRequest
+) -> int:
     """Two tokens for each sequence of the batch, in every slot, after a prompt of `size` words."""
     request = GenerateRequest(
         text=_text(kind), sampling=Sampling(temperature=0.0, max_tokens=2, ignore_eos=True)
@@ -128,9 +156,12 @@ async def _write(host: Host, signature: Signature, most: int, kind: WarmupReques
     return kind.count * at_once
 
 
-async def _embed(host: Host, signature: Signature, most: int, kind: WarmupRequest) -> int:
+async def _embed(
+    host: Host, spec: ModelSpec, signature: Signature, loaded: Loaded, kind: WarmupRequest
+) -> int:
     texts = np.full((kind.batch_size,), _text(kind).encode(), object)
-    return await _repeat(host, signature, InferRequest([Tensor.of("text", texts)]), kind.count)
+    request = InferRequest([Tensor.of("text", texts)])
+    return await _repeat(host, signature, loaded, request, kind.count)
 
 
 def _text(kind: WarmupRequest) -> str:
@@ -141,56 +172,25 @@ def _ignore(piece: Piece) -> None:
     pass
 
 
-async def _send(host: Host, signature: Signature, most: int, kind: WarmupRequest) -> int:
+async def _send(
+    host: Host, spec: ModelSpec, signature: Signature, loaded: Loaded, kind: WarmupRequest
+) -> int:
     if not signature.inputs:
         raise InvalidTensorError("nobody says what the inputs are; declare them (inputs:)")
-    request = await asyncio.to_thread(_request, signature, most, kind)
-    return await _repeat(host, signature, request, kind.count)
+    most = loaded.max_batch_size
+    request = await asyncio.to_thread(request_of, spec.folder, signature, most, kind)
+    return await _repeat(host, signature, loaded, request, kind.count)
 
 
-async def _repeat(host: Host, signature: Signature, request: InferRequest, count: int) -> int:
+async def _repeat(
+    host: Host, signature: Signature, loaded: Loaded, request: InferRequest, count: int
+) -> int:
     """How many were sent: `count` to every slot, as the slots do not share what is warmed."""
     signature.accept(request)
     slots = max(1, host.slots)
     for _ in range(count):
-        await asyncio.gather(*[host.infer(request) for _ in range(slots)])
+        await asyncio.gather(*[_answer(host, loaded, request, at) for at in range(slots)])
     return count * slots
-
-
-def _request(signature: Signature, most: int, kind: WarmupRequest) -> InferRequest:
-    rng = np.random.default_rng(0)  # the same at every load
-    return InferRequest([_input(part, most, kind, rng) for part in signature.required])
-
-
-def _input(part: TensorSpec, most: int, kind: WarmupRequest, rng: np.random.Generator) -> Tensor:
-    dims = [kind.size if dim == -1 else dim for dim in part.shape]
-    if most and dims:
-        dims[0] = kind.batch_size
-    shape = tuple(dims)
-    known = DATATYPES[part.datatype]
-    size = math.prod(shape) * (known.size or LENGTH.size)
-    if not 0 <= size <= LARGEST_INPUT:
-        raise InvalidTensorError(
-            f"input '{part.name}' would have shape {list(shape)}, {human(size)}; a warm-up input "
-            f"may have {human(LARGEST_INPUT)}"
-        )
-    return Tensor.of(part.name, _values(known, shape, kind, rng), part.datatype)
-
-
-def _values(known: Datatype, shape: Shape, kind: WarmupRequest, rng: np.random.Generator) -> Array:
-    """Random floats are normal; integers small, as they often are places in a table."""
-    if kind.data == "zero":
-        return (
-            np.full(shape, b"", object) if known.name == "BYTES" else np.zeros(shape, known.dtype)
-        )
-    if known.name == "BYTES":
-        return np.full(shape, b"warm", object)
-    if known.name == "BF16":
-        bits = rng.standard_normal(shape, np.float32).view(np.uint32) >> 16
-        return bits.astype(np.uint16)
-    if known.dtype.kind == "f":
-        return rng.standard_normal(shape, np.float32).astype(known.dtype)
-    return rng.integers(0, 2 if known.name == "BOOL" else 10, shape).astype(known.dtype)
 
 
 def _many(count: int, what: str) -> str:

@@ -12,12 +12,16 @@ from typing import Any, Literal, TypeAlias
 class Options:
     """How a repository is run. Times in seconds, sizes in bytes.
 
+    more_roots      further folders that make one repository with `root`
     mode            poll: all models wanted, watcher on; explicit: only those asked for; none: all at
                     start, no watcher
     load            names wanted at start in explicit mode; ("*",) is all
     watch           notify (inotify), poll, off
     allowed_roots   folders beside the repository that models and adapters may be loaded from
     forget          what was said by call before this start counts no more
+    config_name     of a model, configs/NAME.pbtxt stands in place of config.pbtxt
+    completes       what a config.pbtxt leaves out of inputs and outputs is taken from the model
+    load_retries    further attempts at a load that failed
     default_model   what is meant where no model is named; None: the only one
     on_demand       a request for a model that is not loaded loads it and waits, `demand_timeout_s` at
                     the longest, `demand_queue` requests for one model at the most
@@ -28,6 +32,7 @@ class Options:
     """
 
     root: Path
+    more_roots: tuple[Path, ...] = ()
     mode: Literal["poll", "explicit", "none"] = "poll"
     load: tuple[str, ...] = ()
     watch: Literal["notify", "poll", "off"] = "notify"
@@ -54,6 +59,28 @@ class Options:
     demand_timeout_s: float = 60.0
     demand_queue: int = 256
     min_residency_s: float = 2.0
+    load_retries: int = 0
+    config_name: str = ""
+    completes: bool = True
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        return (self.root, *self.more_roots)
+
+    @property
+    def other_roots(self) -> tuple[Path, ...]:
+        """What may be read beside `root`."""
+        return (*self.more_roots, *self.allowed_roots)
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What a load in Triton's way brings. `config`: a ModelConfig as JSON, in place of the model's
+    config file; `files`: path in the model's folder -> content, in place of all its files. Neither: a
+    plain load, which ends the files that an earlier one brought."""
+
+    config: str | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +132,16 @@ class PinReport:
 class UnloadAllReport:
     unloaded: tuple[UnloadReport, ...]
     errors: Mapping[str, str]  # model -> what went wrong
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One step of an ensemble. `version` None: the newest; `serving_version`: what it would be now;
+    None: nothing."""
+
+    model: str
+    version: int | None
+    serving_version: int | None
 
 
 @dataclass(frozen=True, slots=True)

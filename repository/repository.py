@@ -14,42 +14,33 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from repository.adapting import keeping
-from repository.adapting.calls import check_adapter, with_adapters
 from repository.adapting.desk import Desk
 from repository.adapting.shelf import Shelf
+from repository.brought import BroughtFiles
 from repository.budgeting import ledgers
-from repository.demand import Demand, Take
+from repository.demand import Demand
 from repository.devices.inventory import Devices
 from repository.devices.readings import Readings
-from repository.errors import (
-    InvalidRequestError,
-    ModelNotFoundError,
-    RepositoryError,
-)
 from repository.estimates import Estimates
 from repository.events import EventBus
-from repository.folder.mounts import is_path
 from repository.folder.scan import Scanner
 from repository.folder.settle import Settler
 from repository.folder.stamps import restat
 from repository.folder.watch import Watcher
 from repository.gauges import Gauges
-from repository.generate import GenerateRequest
 from repository.hosts import snapshots
 from repository.hosts.choose import make_host
 from repository.hosts.visible import ALONE
 from repository.hosts.zygotes import Zygotes
 from repository.journal import Journal
 from repository.life import Means
-from repository.lifecycle.generation import Generation, Lease
+from repository.lifecycle.generation import Generation
 from repository.lifecycle.pins import Pins
-from repository.lifecycle.refusals import not_serving
 from repository.lifecycle.status import ModelStatus, describe, has_failed
 from repository.lifecycle.wishes import Wishes
 from repository.lookout import Lookout
 from repository.measuring import Measuring
-from repository.messages import InferRequest, InferResponse
-from repository.names import check_name, shown
+from repository.names import check_name
 from repository.observer import Guarded, Observer
 from repository.overriding import Overrides
 from repository.pinning import Pinning
@@ -63,9 +54,9 @@ from repository.reports import (
     UnloadAllReport,
     UnloadReport,
 )
+from repository.serving import Serving
 from repository.sleeping import Sleeping
 from repository.snapshot import Snapshot
-from repository.streaming import TokenStream
 
 __all__ = [
     "DeviceReport",
@@ -83,7 +74,7 @@ log = logging.getLogger("modeldepot.folder")
 SETTLES_AT_START = 3  # settle times; what is still being copied after them is left to the watcher
 
 
-class Repository(Sleeping, Pinning, Gauges):
+class Repository(Sleeping, Pinning, Serving, Gauges):
     """One repository of models. Everything happens on the event loop that entered `running`."""
 
     def __init__(
@@ -98,6 +89,8 @@ class Repository(Sleeping, Pinning, Gauges):
         self._state_dir = options.state_dir or options.root / ".modeldepot"
         self._zygotes = Zygotes(self._state_dir)
         self._draining = False
+        self._unloading = set()
+        self._calls = set()
         self._looked = False  # what lay in the folder at the start has settled
         self._started = False
         self._seen = Snapshot()  # what was told last of the folder
@@ -132,9 +125,11 @@ class Repository(Sleeping, Pinning, Gauges):
         )
         self._lookout = Lookout(
             Scanner(
-                options.root,
+                options.roots,
                 trust_code=options.trust_code,
                 gpus=self._devices.gpus(),
+                config_name=options.config_name,
+                completes=options.completes,
             ),
             Settler(options.settle_s),
             self._tell,
@@ -143,7 +138,8 @@ class Repository(Sleeping, Pinning, Gauges):
             follows=self._watches,
             mounts_s=options.poll_s,
         )
-        self._overrides = Overrides(options, self._models, self._lookout)
+        brought = BroughtFiles(self._state_dir)
+        self._overrides = Overrides(options, self._models, self._lookout, brought)
         self._desk.elsewhere = self._overrides.elsewhere
 
     def _means(self) -> Means:
@@ -156,7 +152,8 @@ class Repository(Sleeping, Pinning, Gauges):
                 state_dir=self._state_dir,
                 cpu_fallback=options.cpu_fallback,
                 trust_code=options.trust_code,
-                extra={ALONE: self._devices.visible()},
+                extra={ALONE: self._devices.visible(), "auto_complete": options.completes},
+                caller=self,
             ),
             rehearse=rehearse,
             unchanged=lambda spec: asyncio.to_thread(restat, spec),
@@ -167,6 +164,7 @@ class Repository(Sleeping, Pinning, Gauges):
             drain_s=options.drain_s,
             stop_s=options.stop_s,
             max_queue=options.max_queue,
+            retries=options.load_retries,
         )
 
     @property
@@ -201,6 +199,7 @@ class Repository(Sleeping, Pinning, Gauges):
             await asyncio.to_thread(snapshots.sweep, self._state_dir)
             stack.push_async_callback(self._zygotes.close)
             stack.push_async_callback(self._overrides.over)
+            stack.push_async_callback(self._unloads_over)
             await stack.enter_async_context(self._models.running())
             await self._measuring.look()  # before anything is given away
             measuring = asyncio.create_task(self._measuring.run(), name="measuring")
@@ -211,12 +210,16 @@ class Repository(Sleeping, Pinning, Gauges):
             stack.callback(self.drain)
             yield
 
+    async def _unloads_over(self) -> None:
+        if self._unloading:
+            await asyncio.wait(self._unloading)
+
     async def _recall(self) -> None:
         """What was said by call before this start, as if it had just been said."""
         journal, shelf = self._journal, self._desk.shelf
         self._models.wishes.recall(journal.words)
         self._models.pins.recall(journal.pins)
-        await self._overrides.recall(journal.overrides, journal.mounts)
+        await self._overrides.recall(journal.overrides, journal.mounts, journal.words)
         self._overrides.remembers = journal
         find = partial(keeping.recalled, journal.adapters, self._desk.home, self.options)
         adapters = await asyncio.to_thread(lambda: list(find()))
@@ -228,8 +231,8 @@ class Repository(Sleeping, Pinning, Gauges):
         async with asyncio.TaskGroup() as eyes:
             eyes.create_task(self._start_up())
             if self._watches:
-                watcher = Watcher(options.root, options.watch, options.poll_s)
-                eyes.create_task(self._lookout.watch(watcher))
+                watchers = [Watcher(r, options.watch, options.poll_s) for r in options.roots]
+                eyes.create_task(self._lookout.watch(*watchers))
 
     async def _start_up(self) -> None:
         """Ready is when all that lay in the folder at the start has settled, and its loads too."""
@@ -239,92 +242,6 @@ class Repository(Sleeping, Pinning, Gauges):
             await gen.settled.wait()
         self._started = True
         self.events.publish("server.ready", models=len(self._models.folders))
-
-    # use ----------------------------------------------------------------------------------------
-
-    def lease(self, model: str, version: int | None = None) -> Lease:
-        """A lease, not yet begun, on the newest READY generation; without a version, of the highest
-        version that is READY. Aliases are followed.
-
-        Raises ModelNotFoundError, InvalidNameError, VersionNotFoundError, ModelNotReadyError.
-        """
-        gen = self._models.routes.find(model, version)
-        if gen is None and is_path(model):
-            model = self.named(model)
-            gen = self._models.routes.find(model, version)
-        if gen is None:
-            raise self._why_not(model, version)
-        return gen.lease()
-
-    @property
-    def on_demand(self) -> bool:
-        """May a request load any model that it names? See `loads_on_request`."""
-        return self.options.on_demand
-
-    def demand(self, model: str, version: int | None, take: Take) -> asyncio.Future[None]:
-        """For a request that could not have a lease: loads the model, waits for it, and gives `take` a
-        lease that has begun, in the breath in which the model serves. Then the future is done; who
-        cancels it waits no longer. All that wait for a model share one load.
-
-        Raises at once what waiting cannot change (what `lease` raises; NoRoomError for what is too
-        large), QueueFullError, DrainingError. The future fails with the same, and with
-        StillLoadingError when it has taken too long.
-        """
-        self._not_draining()
-        return self._models.wait_for(model, version, take)
-
-    def waiting(self, model: str) -> int:
-        """Requests that wait for it to load."""
-        return self._models.demand.count(model)
-
-    def infer(self, gen: Generation, request: InferRequest) -> asyncio.Future[InferResponse]:
-        """Call it between a lease's begin and end.
-
-        Raises at once, before any device work: InvalidTensorError for a request that does not fit
-        the model, InvalidRequestError, AdapterNotFoundError and AdapterRefusedError for the adapters
-        that it names, QueueFullError. The future fails with InferenceFailedError, WorkerDiedError.
-        """
-        assert gen.signature is not None and gen.batcher is not None
-        gen.signature.accept(request)
-        if gen.rows is not None or request.parameters or not gen.signature.inputs:
-            request = with_adapters(gen, request)
-        return gen.batcher.submit(request)
-
-    def generate(self, gen: Generation, request: GenerateRequest) -> TokenStream:
-        """One sequence, as it is written. Call it between a lease's begin and end; close the stream
-        when nobody reads it any more.
-
-        Raises at once: InvalidRequestError where the model does not generate, QueueFullError. What
-        the model says of the request (AdapterNotFoundError, ...) the stream raises.
-        """
-        if gen.streams is None:
-            raise InvalidRequestError(
-                f"model '{gen.spec.model}' does not generate text; its backend is "
-                f"'{gen.spec.backend}'"
-            )
-        if request.adapter:
-            check_adapter(gen, request.adapter)
-        return gen.streams.open(request)
-
-    def room(self, model: str, version: int | None, size: int) -> memoryview | None:
-        """A place near where the model runs for a request's body of `size` bytes, given back when the
-        last view of it dies. None: there is none, keep the body yourself.
-
-        It is no lease: if the generation has ended when the body is there, the place is memory like
-        any other.
-        """
-        gen = self._models.routes.find(model, version)
-        return None if gen is None or gen.batcher is None else gen.batcher.room(size)
-
-    def _why_not(self, name: str, version: int | None) -> RepositoryError:
-        model = self._models.routes.model(name)
-        if model in self._models.folders or self._of(model):
-            return not_serving(name, version, self.status(model))
-        check_name(name)
-        why = self._seen.near(name)
-        return ModelNotFoundError(
-            f"Request for unknown model: '{shown(name)}' is not found{f': {why}' if why else ''}"
-        )
 
     # truth --------------------------------------------------------------------------------------
 

@@ -51,6 +51,8 @@ class Resting(Replacing):
             return True
         if self.wishes.said(model) is Word.SLEEP:
             return False
+        if self.wishes.wants(model) and self.away(model):
+            return any(self.loads_on_request(part) for part in self.parts(model))
         return any(
             g.sleeps or (g.state in RISING and g.wakes is not None) for g in self.register.of(model)
         )

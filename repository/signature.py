@@ -35,6 +35,9 @@ class Signature:
         batched = loaded.max_batch_size > 0
         inputs = loaded.inputs or _specs(config.inputs, batched=batched)
         outputs = loaded.outputs or _specs(config.outputs, batched=batched)
+        if config.sequences is not None:
+            inputs = tuple(i for i in inputs if i.name not in config.sequences.own_inputs)
+            outputs = tuple(o for o in outputs if o.name not in config.sequences.own_outputs)
         optional = {part.name for part in config.inputs or () if part.optional}
         self.inputs = inputs
         self.required = tuple(i for i in inputs if not i.optional and i.name not in optional)

@@ -39,6 +39,7 @@ class ModelSpec:
     model_file    the file the backend opens, relative to `path` ("model.onnx"); "" for a whole folder
     bytes_needed  estimate for all instances together, reserved before the load
     devices       where it may go, best first: ("cuda:0", "cpu")
+    labels        of an output: the names of its classes, as its config's file has them
     """
 
     model: str
@@ -53,6 +54,7 @@ class ModelSpec:
     model_file: str = ""
     bytes_needed: int = 0
     devices: tuple[str, ...] = ("cpu",)
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def key(self) -> Key:

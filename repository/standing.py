@@ -60,7 +60,10 @@ class Standing(ABC):
 
     def options(self, spec: ModelSpec) -> tuple[Placement, ...]:
         """Where it may go, best first, and what it needs there. Of several GPUs its instances take one
-        each, as far as there are that many; the CPU only where no GPU could hold it, were it empty."""
+        each, as far as there are that many; the CPU only where no GPU could hold it, were it empty.
+        Where the config says it of each instance, there and nowhere else."""
+        if spec.config.devices and self.ledgers.keys() >= set(spec.config.devices):
+            return (self._placement(spec, spec.config.devices),)
         places = [d for d in spec.devices if d in self.ledgers] or [next(iter(self.ledgers))]
         gpus = [d for d in places if d != "cpu"]
         instances = max(1, spec.config.instances)
@@ -110,10 +113,14 @@ class Standing(ABC):
             for gen in self._replaced_by(spec):
                 for device, n_bytes in gen.held.items():
                     room[device] += n_bytes
-        return not self._queue and any(
+        return not self._in_line() and any(
             self._could_hold(spec, where) and all(n <= room[d] for d, n in where.needs.items())
             for where in self.options(spec)
         )
+
+    def _in_line(self) -> list[Generation]:
+        """Those in the queue that wait for memory; an ensemble needs none."""
+        return [g for g in self._queue if g.spec.config.ensemble is None]
 
     def _replaced_by(self, spec: ModelSpec) -> list[Generation]:
         return [
@@ -169,9 +176,11 @@ class Standing(ABC):
         return [g for g in self.register.of(spec.model) if g.spec.version == spec.version]
 
     def _untouched(self, model: str) -> bool:
-        """It is wanted for requests alone, and waits for room: nothing has been done for it yet."""
+        """It is wanted for requests alone (or for what needs it), and waits for room: nothing has been
+        done for it yet."""
         rising = {g.state for g in self.register.of(model) if g.state in RISING}
-        return self.wishes.word(model) is Word.DEMAND and rising == {State.QUEUED}
+        word = self.wishes.word(model)
+        return word in (Word.DEMAND, Word.NEEDED) and rising == {State.QUEUED}
 
     def _all(self) -> list[Generation]:
         return [g for gens in self.register.living.values() for g in gens]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -14,6 +16,7 @@ class Turns:
     def __init__(self) -> None:
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}  # and how many have it or wait for it
         self._running: set[asyncio.Task[Any]] = set()
+        self._takers: Counter[str] = Counter()  # of calls that have begun or wait
 
     @asynccontextmanager
     async def of(self, name: str) -> AsyncGenerator[None]:
@@ -37,16 +40,24 @@ class Turns:
 
         task = asyncio.create_task(turn(), name=f"turn of {name}")
         self._running.add(task)
-        task.add_done_callback(self._over)
+        self._takers[name] += 1
+        task.add_done_callback(partial(self._over, name))
         return await asyncio.shield(task)
+
+    def busy(self, name: str) -> bool:
+        """Somebody has taken a turn that is not over."""
+        return name in self._takers
 
     async def over(self) -> None:
         """Returns when no call is under way."""
         while self._running:
             await asyncio.wait(self._running)
 
-    def _over(self, task: asyncio.Task[Any]) -> None:
+    def _over(self, name: str, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
+        self._takers[name] -= 1
+        if not self._takers[name]:
+            del self._takers[name]
         if not task.cancelled():
             task.exception()  # the caller may have left
 

@@ -52,7 +52,7 @@ class Desk:
         self.shelf = shelf
         self._generations = generations
         self._root = options.root
-        self._allowed_roots = options.allowed_roots
+        self._allowed_roots = options.other_roots
         self.elsewhere: Callable[[str], Path | None] = lambda model: None  # its folder, if not here
         self._kept = kept
         self._turns = Turns()

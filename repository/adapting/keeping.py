@@ -71,7 +71,7 @@ def _source(
     problem = ""
     for src in (kept.path, kept.src):
         try:
-            place = places.find(src, home, options.root, options.allowed_roots)
+            place = places.find(src, home, options.root, options.other_roots)
         except RepositoryError as error:
             problem = problem or str(error)
         else:

@@ -7,7 +7,7 @@ for new requests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from repository.adapters.orders import AdapterOrder, AdapterReport
@@ -15,6 +15,7 @@ from repository.backends.base import Backend, Order
 from repository.errors import RepositoryError
 from repository.generate import Ended, GenerateRequest, Piece
 from repository.lifecycle.placement import Memory
+from repository.messages import InferRequest, InferResponse
 
 
 class Told(NamedTuple):
@@ -66,6 +67,66 @@ class Sleeps(Backend, Protocol):
 
     def wake(self) -> None:
         """As before `sleep`, to the last bit. Raises what went wrong; then only `unload` is called."""
+        ...
+
+
+class Reply(Protocol):
+    """One request's way back. Any thread may use it, also after `Asks.ask` has returned."""
+
+    def send(self, response: InferResponse) -> None:
+        """One answer."""
+        ...
+
+    def last(self, response: InferResponse) -> None:
+        """`send` and `end` in one. Of a model that is not decoupled it may wait until `ask` returns, to
+        go out with the answers to the others: for what is said right before that."""
+        ...
+
+    def end(self, error: RepositoryError | None = None) -> None:
+        """The last word, once. Again: nothing."""
+        ...
+
+    @property
+    def cancelled(self) -> bool:
+        """Nobody wants the rest."""
+        ...
+
+
+class Asked(NamedTuple):
+    """`request` is whole: its id, and all parameters (sequence_id, timeout, ...). Its tensors may be
+    used until `reply` has ended."""
+
+    request: InferRequest
+    reply: Reply
+
+
+class Others(Protocol):
+    """The other models of the server. Any thread may call; the calls block, and raise what the call came
+    to (RepositoryError)."""
+
+    def call(
+        self, model: str, version: int | None, request: InferRequest
+    ) -> Iterator[InferResponse]:
+        """Its answers as they come. Closing the iterator leaves the rest."""
+        ...
+
+    def load(self, model: str, config: str | None = None) -> None: ...
+
+    def unload(self, model: str) -> None: ...
+
+    def is_ready(self, model: str, version: int | None = None) -> bool: ...
+
+
+class Asks(Backend, Protocol):
+    """Offered where `Loaded.abilities` has "ask": takes several requests at once, as they are."""
+
+    def meet(self, others: Others) -> None:
+        """Before `load`, and only in a worker process: how to ask other models."""
+        ...
+
+    def ask(self, asked: Sequence[Asked]) -> None:
+        """The model's thread is here until it can take the next ones. What it raises, all of those end
+        with that have not ended."""
         ...
 
 

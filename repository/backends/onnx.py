@@ -4,6 +4,10 @@ Options of the config (`options:`):
     threads             compute threads of one instance (default: cores divided among the instances)
     arena               keep freed CPU memory for the next request (default true)
     optimization        none | basic | extended | all (default all)
+    inter_threads       threads among which branches of the graph are divided (default 1)
+    execution           sequential | parallel: branches one after the other, or at once
+    mem_pattern         plan memory by the shapes of the run before (default true)
+    arena_shrinkage     arenas that give memory back after each run: "cpu:0", "cpu:0;gpu:0"
     spinning            idle threads spin: lower latency for a busy core each (default false)
     gpu_mem_limit       bytes that the CUDA arena may grow to
     allow_cpu_fallback  run on the CPU where CUDA cannot be used, instead of failing (default false)
@@ -21,7 +25,13 @@ import numpy as np
 from repository.backends import pages, registry
 from repository.backends.base import Order, Room
 from repository.backends.onnx_binding import Binding
-from repository.backends.onnx_session import Sessions, agreement_of, onnxruntime, threads_of
+from repository.backends.onnx_session import (
+    Sessions,
+    agreement_of,
+    onnxruntime,
+    run_options,
+    threads_of,
+)
 from repository.errors import InvalidTensorError
 from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded
@@ -41,6 +51,7 @@ class OnnxBackend:
         self._outputs: dict[str, str] = {}
         self._all: tuple[str, ...] = ()
         self._bf16 = False
+        self._run_options: Any = None
         self._binding: Binding | None = None
 
     def load(self, order: Order) -> Loaded:
@@ -49,17 +60,18 @@ class OnnxBackend:
         began = time.perf_counter()  # after the library, which is read too
         self._sessions = Sessions(ort, order)
         self._session = session = self._sessions.first()
-        inputs, outputs = agreement_of(session, order)
+        max_batch_size, inputs, outputs = agreement_of(session, order)
+        self._run_options = run_options(ort, order)
         self._inputs = {spec.name: spec.datatype for spec in inputs}
         self._outputs = {spec.name: spec.datatype for spec in outputs}
         self._all = tuple(self._outputs)
         self._bf16 = "BF16" in {*self._inputs.values(), *self._outputs.values()}
         if not self._sessions.on_gpu:
-            self._binding = Binding(session)
+            self._binding = Binding(session, self._run_options)
         return Loaded(
             inputs=inputs,
             outputs=outputs,
-            max_batch_size=order.config.max_batch_size,
+            max_batch_size=max_batch_size,
             platform=registry.entry(NAME).platform,
             details={
                 "providers": list(session.get_providers()),
@@ -85,7 +97,7 @@ class OnnxBackend:
         assert self._sessions is not None, "load comes first"
         self._session = self._sessions.again()
         if not self._sessions.on_gpu:
-            self._binding = Binding(self._session)
+            self._binding = Binding(self._session, self._run_options)
 
     def memory(self) -> Memory:
         return self._sessions.memory() if self._sessions is not None else {}
@@ -140,7 +152,7 @@ class OnnxBackend:
         return array if array.nbytes == len(tensor.data) else tensor.array()
 
     def _run(self, names: tuple[str, ...], feeds: dict[str, Array]) -> list[Array]:
-        arrays: list[Array] = self._session.run(names, feeds)
+        arrays: list[Array] = self._session.run(names, feeds, self._run_options)
         return arrays
 
     def _run_values(self, names: tuple[str, ...], feeds: dict[str, Array]) -> list[Array]:
@@ -152,7 +164,7 @@ class OnnxBackend:
             else make.ortvalue_from_numpy(array)
             for name, array in feeds.items()
         }
-        results = self._session.run_with_ort_values(names, values)
+        results = self._session.run_with_ort_values(names, values, self._run_options)
         return [
             _bits(value) if self._outputs[name] == "BF16" else value.numpy()
             for name, value in zip(names, results, strict=True)

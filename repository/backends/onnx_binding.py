@@ -32,8 +32,9 @@ class _Output(NamedTuple):
 class Binding:
     """Of one session on the CPU."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, run_options: Any = None) -> None:
         self._session = session
+        self._run_options = run_options
         self._io = session.io_binding()
         self._known: dict[Form, tuple[_Output, ...]] = {}  # empty: not to be bound
 
@@ -84,7 +85,7 @@ class Binding:
                 io.bind_cpu_input(name, array)
             for output, pointer in zip(outputs, told, strict=True):
                 io.bind_output(output.name, "cpu", 0, output.dtype.type, output.shape, pointer)
-            self._session.run_with_iobinding(io)
+            self._session.run_with_iobinding(io, self._run_options)
             return [value.data_ptr() for value in io.get_outputs()] == told
         except Exception:  # noqa: BLE001 - a plain run will say what is wrong, if anything is
             return False

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from repository.backends import agreement, registry
 from repository.backends.base import Order
@@ -151,10 +153,13 @@ class Sessions:
             )
         made = ort.SessionOptions()
         made.intra_op_num_threads = threads_of(self._order)
-        made.inter_op_num_threads = 1
+        made.inter_op_num_threads = registry.option(options, "inter_threads", int, 1)
+        if registry.option(options, "execution", str, "sequential") == "parallel":
+            made.execution_mode = ort.ExecutionMode.ORT_PARALLEL
         made.log_severity_level = ERRORS_ONLY
         made.graph_optimization_level = getattr(ort.GraphOptimizationLevel, OPTIMIZATION[level])
         made.enable_cpu_mem_arena = registry.option(options, "arena", bool, True)
+        made.enable_mem_pattern = registry.option(options, "mem_pattern", bool, True)
         spin = "1" if registry.option(options, "spinning", bool, False) else "0"
         made.add_session_config_entry("session.intra_op.allow_spinning", spin)
         made.add_session_config_entry("session.inter_op.allow_spinning", spin)
@@ -208,20 +213,42 @@ class Sessions:
         return bool(registry.option(options, "allow_cpu_fallback", bool, default))
 
 
+def run_options(ort: Any, order: Order) -> Any:
+    """None: nothing is said of single runs. On the CPU no GPU's arena can be told anything."""
+    said = registry.option(order.config.options, "arena_shrinkage", str, "")
+    on_gpu = order.device.startswith("cuda")
+    arenas = [a for a in said.split(";") if a and (on_gpu or a.startswith("cpu"))]
+    if not arenas or not registry.option(order.config.options, "arena", bool, True):
+        return None
+    made = ort.RunOptions()
+    made.add_run_config_entry("memory.enable_memory_arena_shrinkage", ";".join(arenas))
+    return made
+
+
 def threads_of(order: Order) -> int:
     threads = registry.option(order.config.options, "threads", int, order.threads)
     return max(1, int(threads))
 
 
-def agreement_of(
-    session: Any, order: Order
-) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """(inputs, outputs) of the session and the config. Raises LoadFailedError."""
+class Agreed(NamedTuple):
+    max_batch_size: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def agreement_of(session: Any, order: Order) -> Agreed:
+    """Of the session and the config. Raises LoadFailedError."""
     have_in = [_spec(node, "input") for node in session.get_inputs()]
+    asked = {t.name for t in order.config.inputs or ()}
+    # What has a value in the file may be given one all the same, if the config lists it.
+    more = [n for n in session.get_overridable_initializers() if n.name in asked]
+    have_in += [msgspec.structs.replace(_spec(n, "input"), optional=True) for n in more]
     listed = {t.name for t in order.config.outputs or ()}
     # An output that cannot travel only matters if it is to be served.
     nodes = [n for n in session.get_outputs() if n.type in TYPES or not listed or n.name in listed]
-    return agreement.reconcile(order.config, have_in, [_spec(node, "output") for node in nodes])
+    have_out = [_spec(node, "output") for node in nodes]
+    config = agreement.completed(order.config, order.model, have_in, have_out)
+    return Agreed(config.max_batch_size, *agreement.reconcile(config, have_in, have_out))
 
 
 def _spec(node: Any, side: str) -> TensorSpec:

@@ -95,7 +95,15 @@ class PythonBackend:
         path = order.path / (order.model_file or MODEL_FILE)
         private = bool(order.extra.get("shares_process", False))
         self._watch(order.device)
-        self._module = module = user_code.load_file(path, private=private)
+        try:
+            self._module = module = user_code.load_file(path, private=private)
+        except ModuleNotFoundError as error:
+            if error.name != "triton_python_backend_utils":
+                raise
+            raise LoadFailedError(
+                f"{path.name} is written for Triton's python backend; set backend to triton_python, "
+                "or leave it out"
+            ) from error
         name = registry.option(options, "class", str, DEFAULT_CLASS)
         kind = user_code.class_of(module, name)
         if not callable(getattr(kind, "infer", None)):

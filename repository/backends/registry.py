@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from repository.backends.base import Backend
+from repository.backends.reshaped import Reshaped, is_needed
+from repository.config import ModelConfig
 from repository.errors import LoadFailedError
 
 
@@ -45,7 +47,8 @@ BACKENDS: dict[str, Entry] = {
         snapshot="external",
         platform="onnxruntime_onnx",
         options=COMMON
-        | {"allow_cpu_fallback", "arena", "gpu_mem_limit", "optimization", "spinning"},
+        | {"allow_cpu_fallback", "arena", "arena_shrinkage", "execution", "gpu_mem_limit"}
+        | {"inter_threads", "mem_pattern", "optimization", "spinning"},
     ),
     "python": Entry(
         name="python",
@@ -56,6 +59,16 @@ BACKENDS: dict[str, Entry] = {
         snapshot="folder",
         platform="python",
         options=COMMON | {"class", "parameters"},
+    ),
+    "triton_python": Entry(
+        name="triton_python",
+        where="repository.backends.triton.backend:TritonPythonBackend",
+        framework="python",
+        runs_code=True,
+        gpu=True,
+        snapshot="folder",
+        platform="python",
+        options=COMMON | {"parameters"},
     ),
     "torch_module": Entry(
         name="torch_module",
@@ -120,10 +133,12 @@ def entry(name: str) -> Entry:
         ) from None
 
 
-def make(name: str) -> Backend:
-    """A new backend. Imports its framework: only where the model will run."""
+def make(name: str, config: ModelConfig | None = None) -> Backend:
+    """A new backend, for a model with this config. Imports its framework: only where the model will
+    run."""
     module, _, kind = entry(name).where.partition(":")
-    return cast("Backend", getattr(importlib.import_module(module), kind)())
+    made = cast("Backend", getattr(importlib.import_module(module), kind)())
+    return Reshaped(made) if config is not None and is_needed(config) else made
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:

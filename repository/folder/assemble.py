@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,26 +16,30 @@ from typing import Any
 import msgspec
 
 from repository.config import ModelConfig, VersionPolicy
-from repository.errors import ConfigError, InvalidNameError
+from repository.errors import ConfigError
 from repository.folder.aphrodite import REQUEST, Said, read_aphrodite
 from repository.folder.estimate import devices_for
 from repository.folder.files import Files
 from repository.folder.flaws import FlawError
 from repository.folder.guess import as_triton_means, guess, needs_config
 from repository.folder.huggingface import CONFIG, Described, describe, modules_in
+from repository.folder.instances import spread
+from repository.folder.instead import Instead
 from repository.folder.kind import RUNS_CODE
+from repository.folder.labels import read_labels
 from repository.folder.layering import merge
-from repository.folder.layout import APHRODITE, CONFIGS, Found
+from repository.folder.layout import APHRODITE, CONFIGS, Found, with_empty
 from repository.folder.needs import needs
-from repository.folder.opening import open_inside
 from repository.folder.parts import Parts, parts_of
-from repository.folder.read_pbtxt import read_pbtxt
-from repository.folder.read_yaml import MAX_SIZE, read_yaml
+from repository.folder.read_pbtxt import read_pbtxt, triton_layer
+from repository.folder.read_yaml import read_yaml
 from repository.folder.schema import Layer
 from repository.folder.stamps import fingerprint, with_override
+from repository.folder.telling import Telling, ToldError
 from repository.folder.versions import choose, described, missing
 from repository.folder.whole import Verdict
-from repository.names import contain, shown
+from repository.folder.wired import check_wiring
+from repository.names import shown
 from repository.snapshot import ModelFolder, Problem
 from repository.spec import ModelSpec
 
@@ -48,16 +51,16 @@ NO_LAYERS: Mapping[str, int] = MappingProxyType({})
 Inspect = Callable[[str, str, int], Verdict]  # (real path, where, version)
 
 
-class _ToldError(Exception):
-    """A version cannot be served, and why is among the problems already."""
-
-
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the server allows. `gpus` None: not known on this machine, refuse nothing for it."""
+    """What the server allows. `gpus` None: not known on this machine, refuse nothing for it.
+    `config_name`: of files in configs/ that stand in place of config.pbtxt where they are there.
+    `completes`: what a config.pbtxt leaves out of inputs and outputs is taken from the model."""
 
     trust_code: bool = False
     gpus: Sequence[str] | None = ()
+    config_name: str = ""
+    completes: bool = True
 
 
 def assemble(
@@ -66,11 +69,13 @@ def assemble(
     rules: Rules,
     inspect: Inspect,
     layers: Mapping[str, int] = NO_LAYERS,
-    override: Said | None = None,
+    override: Said | Instead | None = None,
 ) -> ModelFolder:
     """Never raises: what one folder holds must not hide the others. `layers`: those that
     its adapters change, for the room that they will need (`estimate.adapter_layers`). `override`:
-    what a request said, in place of the folder's aphrodite_config.yaml."""
+    what a request said, in place of the folder's aphrodite_config.yaml, or of all its configs."""
+    if isinstance(override, Instead) and not override.holds(_bare(found, None).fingerprint):
+        override = None
     try:
         return _Assembly(found, root, rules, inspect, layers, override).folder()
     except Exception as error:  # the edge between hostile files and the server
@@ -80,7 +85,7 @@ def assemble(
         return replace(_bare(found, override), problems=(*found.notes, problem))
 
 
-def _bare(found: Found, override: Said | None) -> ModelFolder:
+def _bare(found: Found, override: Said | Instead | None) -> ModelFolder:
     stamps = [*found.shared, *(s for own in found.versions.values() for s in own)]
     return ModelFolder(
         name=found.name,
@@ -91,7 +96,7 @@ def _bare(found: Found, override: Said | None) -> ModelFolder:
     )
 
 
-class _Assembly:
+class _Assembly(Telling):
     def __init__(
         self,
         found: Found,
@@ -99,19 +104,19 @@ class _Assembly:
         rules: Rules,
         inspect: Inspect,
         layers: Mapping[str, int],
-        override: Said | None,
+        override: Said | Instead | None,
     ) -> None:
-        self._found, self._root, self._rules, self._inspect = found, root, rules, inspect
+        super().__init__(found, root)
+        self._rules, self._inspect = rules, inspect
         self._layers = layers
         self._override = override
         self._said: Said | None = None
         self._over = Layer("")  # of it, what any backend has
-        self._problems = list(found.notes)
         self._merged: dict[object, tuple[ModelConfig, dict[str, str]]] = {}
 
     def folder(self) -> ModelFolder:
-        whole = _bare(self._found, self._override)
         layer = self._read_config()
+        whole = _bare(self._found, self._override)
         if self._read_said() and layer is not None:
             specs, aliases = self._choose(layer)
             whole = replace(whole, specs=MappingProxyType(specs), aliases=aliases)
@@ -127,28 +132,53 @@ class _Assembly:
     def _read_config(self) -> Layer | None:
         """The layer of the config file; an empty one where there is none; None if it is broken."""
         try:
-            name = self._one_of(CONFIGS)
-            if not name:
-                return Layer("config.yaml")
-            with self._reading(name) as text:
-                yaml = name == "config.yaml"
-                layer = read_yaml(text) if yaml else read_pbtxt(text, self._found.name)
-        except _ToldError:
+            layer = self._read_layer()
+        except ToldError:
             return None
+        if layer.values.get("backend") == "ensemble":
+            self._found = with_empty(self._found)
         for problem in layer.problems:
             self._problems.append(replace(problem, where=f"{self._found.name}/{problem.where}"))
         return layer
+
+    def _read_layer(self) -> Layer:
+        model, files = self._found.name, self._newest()
+        if isinstance(self._override, Instead):
+            try:
+                return triton_layer(self._override.text, model, files)
+            except ConfigError as error:
+                self._tell(REQUEST, "config", error.message, error.hint)
+                raise ToldError from error
+        named = f"configs/{self._rules.config_name}.pbtxt"
+        if self._rules.config_name and any(s.path == named for s in self._found.shared):
+            with self._reading(named) as text:
+                return read_pbtxt(text, model, named, files)
+        name = self._one_of(CONFIGS)
+        if not name:
+            return Layer("config.yaml")
+        with self._reading(name) as text:
+            return (
+                read_yaml(text) if name == "config.yaml" else read_pbtxt(text, model, files=files)
+            )
+
+    def _newest(self) -> list[str]:
+        """The files of the highest version, relative to its folder."""
+        newest = max(self._found.versions, default=0)
+        prefix = "" if self._found.flat else f"{newest}/"
+        return [s.path.removeprefix(prefix) for s in self._found.versions.get(newest, ())]
 
     def _read_said(self) -> bool:
         """What is said over the config: by the request that is in force, else by the folder's
         aphrodite_config.yaml. False if that is broken."""
         try:
+            if isinstance(self._override, Instead):
+                return True
             name = "" if self._override else self._one_of(APHRODITE)
             said = self._override
             if name:
                 with self._reading(name) as text:
                     said = read_aphrodite(text, name)
-        except _ToldError:
+        except ToldError:
             return False
         self._said = said
         self._over = said.layer(None) if said else Layer("")
@@ -160,34 +190,6 @@ class _Assembly:
             place = said.written.place("model")
             self._tell(place, "config", message, "remove the line", warning=True)
         return True
-
-    def _one_of(self, names: Sequence[str]) -> str:
-        """The one that is there; "" for none. Raises _ToldError for several."""
-        there = [s.path for s in self._found.shared if s.path in names]
-        if len(there) > 1:
-            self._tell("", "config", f"both {' and '.join(names)} are there", "remove one of them")
-            raise _ToldError
-        return there[0] if there else ""
-
-    @contextmanager
-    def _reading(self, name: str) -> Iterator[bytes]:
-        """The text of a file of the model's. What is wrong with it, in the block too, is told, and
-        _ToldError raised."""
-        try:
-            path = contain(self._root, Path(self._found.folder, name))
-            with open(open_inside(os.path.realpath(self._root), str(path)), "rb") as file:
-                text = file.read(MAX_SIZE + 1)
-            yield text
-        except ConfigError as error:
-            self._tell(error.where or name, "config", error.message, error.hint)
-            raise _ToldError from error
-        except InvalidNameError as error:
-            self._tell(name, "link", str(error))
-            raise _ToldError from error
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else "it cannot be read"
-            self._tell(name, "io", f"cannot be read: {reason}", "let the server's user read it")
-            raise _ToldError from error
 
     def _value(self, key: str, layer: Layer) -> tuple[Any, Layer]:
         """What is said of it, and in which layer; None: nothing."""
@@ -229,25 +231,29 @@ class _Assembly:
         except FlawError as flaw:
             where = shown((prefix + flaw.name).rstrip("/"), 300)
             self._tell(where, flaw.rule, flaw.message, flaw.hint, version)
-        except _ToldError:
+        except ToldError:
             pass
         return None
 
     def _spec(self, version: int, layer: Layer, files: Files) -> ModelSpec:
-        """Raises FlawError, or _ToldError where the Problem is there already."""
-        layer = as_triton_means(layer, files.sizes)
+        """Raises FlawError, or ToldError where the Problem is there already."""
+        layer = as_triton_means(layer, files.sizes, files.read)
         about, guessed = self._guess(layer, files)
         config, sources = self._merge(layer, guessed)
         self._check_trust(config)
+        self._check_said(config, layer)
+        check_wiring(self._found.name, config)
         try:
             parts = parts_of(config, files, about)
         except ConfigError as error:
             rule = "incomplete" if config.backend else "config"
             raise FlawError(rule, error.message, error.hint) from error
-        devices = self._devices(config, sources)
+        placed = self._placed(config, sources)
+        labels = self._labels(config, sources)
         verdicts = self._look(version, parts, files)
-        if devices is None:
-            raise _ToldError
+        if placed is None or labels is None:
+            raise ToldError
+        config, devices = placed
         stamps = tuple(sorted((*self._found.shared, *self._found.versions[version])))
         return ModelSpec(
             model=self._found.name,
@@ -264,6 +270,7 @@ class _Assembly:
             model_file=parts.main,
             bytes_needed=needs(config, parts, files, verdicts, about, self._layers),
             devices=devices,
+            labels=labels,
         )
 
     def _check_trust(self, config: ModelConfig) -> None:
@@ -274,7 +281,34 @@ class _Assembly:
                 f"the backend '{config.backend}' runs code from the model's folder",
                 "start the server with --trust-code if you trust this repository",
             )
-            raise _ToldError
+            raise ToldError
+
+    def _check_said(self, config: ModelConfig, layer: Layer) -> None:
+        """What a config in Triton's form must say, as nobody will say it later."""
+        if "triton" not in layer.values:
+            return
+        if config.backend is None:
+            raise FlawError(
+                "config",
+                f"Invalid model name: Could not determine backend for model '{self._found.name}' with "
+                "no backend in model configuration. Expected model name of the form "
+                "'model.<backend_name>'.",
+                "write 'backend' or 'platform', or name the file model.onnx, model.pt or model.py",
+            )
+        missing = [key for key in ("input", "output") if getattr(config, f"{key}s") is None]
+        if missing and (config.backend == "ensemble" or not self._rules.completes):
+            why = (
+                "an ensemble has no others"
+                if config.backend == "ensemble"
+                else "the server was started with --disable-auto-complete-config"
+            )
+            self._tell(
+                layer.source,
+                "config",
+                f"must specify '{missing[0]}' for model '{self._found.name}': {why}",
+                f"list them as '{missing[0]} [ {{ name: ... data_type: ... dims: ... }} ]'",
+            )
+            raise ToldError
 
     def _guess(self, layer: Layer, files: Files) -> tuple[Described | None, Layer]:
         """What config.json says, where it counts, and the layer below that of the config file."""
@@ -286,7 +320,7 @@ class _Assembly:
         if said is not None:
             return about, Layer("guessed")
         try:
-            return about, guess(files.sizes, about)
+            return about, guess(files.sizes, about, files.read)
         except ConfigError as error:
             raise FlawError("config", error.message, error.hint, name=CONFIG) from error
 
@@ -299,18 +333,35 @@ class _Assembly:
             except ConfigError as error:
                 where = error.where or layer.source
                 self._tell(where, "config", error.message, error.hint)
-                raise _ToldError from error
+                raise ToldError from error
         return self._merged[key]
 
-    def _devices(self, config: ModelConfig, sources: Mapping[str, str]) -> tuple[str, ...] | None:
+    def _placed(
+        self, config: ModelConfig, sources: Mapping[str, str]
+    ) -> tuple[ModelConfig, tuple[str, ...]] | None:
+        """Where each instance is to be, if the config says so, and where it may go."""
         try:
-            return devices_for(config, self._rules.gpus)
+            config = spread(config, self._rules.gpus)
+            return config, devices_for(config, self._rules.gpus)
         except ConfigError as error:
-            self._tell(sources["device"], "config", error.message, error.hint)
+            key = "device" if config.devices is None else "devices"
+            self._tell(sources.get(key, ""), "config", error.message, error.hint)
+            return None
+
+    def _labels(
+        self, config: ModelConfig, sources: Mapping[str, str]
+    ) -> Mapping[str, tuple[str, ...]] | None:
+        try:
+            return read_labels(config, os.path.realpath(self._root), self._found.folder)
+        except ConfigError as error:
+            where = next(
+                (v for k, v in sources.items() if k.endswith(".labels") and v != "default"), ""
+            )
+            self._tell(where, "config", error.message, error.hint)
             return None
 
     def _look(self, version: int, parts: Parts, files: Files) -> dict[str, Verdict]:
-        """At every file that must be whole, by its path in the version's folder. Raises _ToldError,
+        """At every file that must be whole, by its path in the version's folder. Raises ToldError,
         with a Problem for each that is not."""
         prefix = "" if self._found.flat else f"{version}/"
         verdicts = {}
@@ -320,35 +371,5 @@ class _Assembly:
         broken = [v.problem for v in verdicts.values() if v.problem is not None]
         self._problems += broken
         if broken:
-            raise _ToldError
+            raise ToldError
         return verdicts
-
-    # problems -----------------------------------------------------------------------------------
-
-    def _tell(
-        self,
-        where: str,
-        rule: str,
-        message: str,
-        hint: str = "",
-        version: int | None = None,
-        *,
-        warning: bool = False,
-    ) -> None:
-        if where == REQUEST:
-            rule = REQUEST  # no file is to be mended
-        place = f"{self._found.name}/{where}" if where else self._found.name
-        self._problems.append(Problem(place, rule, message, hint, version, warning))
-
-    def _tell_of_none(self, policy: str) -> None:
-        if not self._found.versions:
-            message, hint = (
-                "there is no version folder and no model file",
-                "add a folder 1/ with one",
-            )
-        else:
-            message = f"no version can be served under the version policy ({policy})"
-            hint = "mend the versions named above, or change 'version_policy'"
-            if any(p.version is None and not p.warning for p in self._problems):
-                return  # the true reason is there already
-        self._tell("", "version", message, hint)

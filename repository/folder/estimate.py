@@ -19,17 +19,20 @@ BASES = {
     # An interpreter's own pages once user code has imported this and that; the files stand for
     # weights.
     "python": 32 * MIB,
+    "triton_python": 32 * MIB,
     "torch_module": 16 * MIB,
     "torch_export": 16 * MIB,
     "torchscript": 16 * MIB,
     # transformers' modules, the tokenizer and the first run's buffers: 32 to 42 MiB.
     "text": 48 * MIB,
     "embed": 48 * MIB,
+    "ensemble": 0,  # its models have their own
 }
 # Memory of a tokenizer for every byte of its tokenizer.json: 80 MiB for 130,000 words in 8.5 MiB.
 OF_WORDS = 9
-USES_GPU = frozenset(BASES)
+USES_GPU = frozenset(BASES) - {"ensemble"}
 TAKES_ADAPTERS = frozenset({"embed", "text", "torch_module"})
+NO_GPU = "but this machine has no GPU that the server may use"
 # The text engine's own defaults, for a config that does not say.
 SLOTS = 8
 LONGEST = 4096  # tokens
@@ -113,9 +116,12 @@ def _count(config: ModelConfig, key: str) -> int:
 
 def devices_for(config: ModelConfig, gpus: Sequence[str] | None) -> tuple[str, ...]:
     """Where it may go, best first. `gpus` are this machine's; None: not known, nothing is refused.
+    Where the config says that of each instance (`instances.spread`): all of these, GPUs first.
 
     Raises ConfigError where the config asks for a GPU that is not there.
     """
+    if config.devices:
+        return tuple(sorted(dict.fromkeys(config.devices), key=lambda d: d == "cpu"))
     wish = config.device
     if wish == "auto":
         return (*(gpus or ()), "cpu") if config.backend in USES_GPU else ("cpu",)
@@ -123,17 +129,18 @@ def devices_for(config: ModelConfig, gpus: Sequence[str] | None) -> tuple[str, .
         if gpus is None:
             return ("cuda:0",)
         if not gpus:
-            raise ConfigError(
-                "'device' is cuda, but this machine has no GPU that the server may use",
-                hint="set device: auto or cpu",
-            )
+            raise ConfigError(f"'device' is cuda, {NO_GPU}", hint="set device: auto or cpu")
         return tuple(gpus)
     if wish != "cpu" and gpus is not None and wish not in gpus:
-        raise ConfigError(
-            f"'device' is {wish}, but this machine has {', '.join(gpus) or 'no GPU'}",
-            hint="set device: auto or cpu",
-        )
+        raise no_such_gpu("device", wish, gpus)
     return (wish,)
+
+
+def no_such_gpu(key: str, wish: str, gpus: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"'{key}' is {wish}, but this machine has {', '.join(gpus) or 'no GPU'}",
+        hint="set device: auto or cpu",
+    )
 
 
 def files_of(sizes: Mapping[str, int], names: Collection[str]) -> int:

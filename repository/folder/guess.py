@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from repository.config import ModelConfig
@@ -19,40 +19,59 @@ from repository.folder.huggingface import (
 from repository.folder.schema import BACKENDS, Layer
 from repository.names import shown
 
-# What a backend opens where nobody says otherwise; "": the whole folder. In Triton's order: a folder
+# What a backend opens where nobody says otherwise; "": no single file. In Triton's order: a folder
 # that holds both is an ONNX model.
 USUAL_FILE = {
     "onnx": "model.onnx",
     "torch_module": WEIGHTS,
     "python": "model.py",
+    "triton_python": "model.py",
     "torch_export": "model.pt2",
     "torchscript": "model.pt",
     "text": "",
     "embed": "",
+    "ensemble": "",
 }
-WHOLE_FOLDER = frozenset(b for b, usual in USUAL_FILE.items() if not usual)
+WHOLE_FOLDER = frozenset({"text", "embed"})
 CODE_FILE = "model.py"  # of a torch_module, beside its weights
+TRITON_CLASS = b"TritonPythonModel"  # what Triton looks for in a model.py
+
+Read = Callable[[str], bytes]  # a file of the version; raises FlawError
 
 
-def guess(files: Collection[str], described: Described | None = None) -> Layer:
+def guess(
+    files: Collection[str], described: Described | None = None, read: Read | None = None
+) -> Layer:
     """The lowest layer: the backend that a version's files (relative to its folder) speak for.
 
-    `described`: what its config.json says, where that was read (see `needs_config`). Raises
-    ConfigError for an architecture that no backend serves.
+    `described`: what its config.json says, where that was read (see `needs_config`). `read`: None, and
+    a model.py is one of ours. Raises ConfigError for an architecture that no backend serves.
     """
     backend = _by_names(files) or (_by_architecture(files, described) if described else "")
+    if backend == "python" and _is_tritons(read):
+        return Layer("guessed", {"backend": "triton_python", "triton": {"backend": "python"}})
     return Layer("guessed", {"backend": backend} if backend else {})
 
 
-def as_triton_means(layer: Layer, files: Collection[str]) -> Layer:
-    """Triton's one backend for PyTorch is two of ours; which, is told by the file."""
-    if layer.source != "config.pbtxt" or layer.values.get("backend") != "torchscript":
+def as_triton_means(layer: Layer, files: Collection[str], read: Read | None = None) -> Layer:
+    """Triton's one backend for PyTorch is two of ours; which, is told by the file. Its backend "python"
+    may mean a model.py that is written for ours."""
+    if "triton" not in layer.values:
+        return layer
+    if layer.values.get("backend") == "triton_python" and CODE_FILE in files and read is not None:
+        backend = "triton_python" if _is_tritons(read) else "python"
+        return replace(layer, values={**layer.values, "backend": backend})
+    if layer.values.get("backend") != "torchscript":
         return layer
     script, export = USUAL_FILE["torchscript"], USUAL_FILE["torch_export"]
     wish = layer.values.get("options", {}).get("model_file") or script
     if wish.endswith(".pt2") or (wish == script and script not in files and export in files):
         return replace(layer, values={**layer.values, "backend": "torch_export"})
     return layer
+
+
+def _is_tritons(read: Read | None) -> bool:
+    return read is not None and TRITON_CLASS in read(CODE_FILE)
 
 
 def needs_config(files: Collection[str], said: str | None) -> bool:
@@ -101,6 +120,8 @@ def model_file(config: ModelConfig, files: Collection[str]) -> str:
     """
     if config.backend is None:
         raise _no_backend(files)
+    if config.backend == "ensemble":
+        return ""
     wish = config.options.get("model_file")
     if config.backend in WHOLE_FOLDER:
         return _of_whole_folder(config.backend, wish, files)
@@ -151,7 +172,7 @@ def _no_backend(files: Collection[str]) -> ConfigError:
             "this is a LoRA adapter, not a model",
             hint="put its folder into 'adapters/' of the model that it was made for",
         )
-    usual = [name for name in USUAL_FILE.values() if name and name != WEIGHTS]
+    usual = list(dict.fromkeys(n for n in USUAL_FILE.values() if n and n != WEIGHTS))
     where = f"; to go with {WEIGHTS}: {CONFIG} or {CODE_FILE}" if WEIGHTS in files else ""
     graph = next((g for g in GRAPHS if g in files), "")
     ours = f", or set 'backend: embed' to serve {graph}" if graph else ""

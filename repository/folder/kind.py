@@ -9,13 +9,13 @@ from repository.config import ModelConfig
 from repository.errors import ConfigError
 from repository.folder.files import Files
 from repository.folder.flaws import FlawError
-from repository.folder.guess import guess, needs_config
+from repository.folder.guess import TRITON_CLASS, guess, needs_config
 from repository.folder.huggingface import describe, modules_in
 from repository.folder.parts import parts_of
 from repository.folder.walk import ignored
 
 # Backends that run what lies in the folder. torch_export looks into its file first, where it is loaded.
-RUNS_CODE = frozenset({"python", "torch_module", "torchscript"})
+RUNS_CODE = frozenset({"python", "triton_python", "torch_module", "torchscript"})
 
 
 def files_below(folder: Path) -> dict[str, Path]:
@@ -41,8 +41,13 @@ def backend_of(folder: Path) -> str:
     files = Files("/", os.path.realpath(folder), sizes)
     try:
         about = describe(files, modules_in(files).home) if needs_config(sizes, None) else None
-        config = ModelConfig(backend=guess(sizes, about).values.get("backend"))
+        config = ModelConfig(backend=guess(sizes, about, files.read).values.get("backend"))
         parts_of(config, files, about)
     except FlawError as flaw:
         raise ConfigError(flaw.message, where=flaw.name, hint=flaw.hint) from flaw
     return config.backend or ""
+
+
+def backend_of_code(file: Path) -> str:
+    """Of a model.py alone: whose class is in it."""
+    return "triton_python" if TRITON_CLASS in file.read_bytes() else "python"

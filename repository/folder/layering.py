@@ -24,6 +24,8 @@ def merge(layers: Sequence[Layer]) -> tuple[ModelConfig, dict[str, str]]:
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for layer in layers:
+        if layer.values.keys() & {"device", "instances"}:  # said later, they hold for all of them
+            values.pop("devices", None)
         _lay(layer, layer.values, values, origin, "")
     try:
         config = msgspec.convert(values, ModelConfig)
@@ -72,7 +74,7 @@ def _note(layer: Layer, value: Any, key: str, origin: dict[str, str]) -> None:
 
 def _trace(value: Any, key: str, origin: dict[str, str], sources: dict[str, str]) -> None:
     """A source for every value: mappings and lists of mappings are entered, other lists are one."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict) and value and key != "triton":
         for name, item in value.items():
             _trace(item, f"{key}.{name}" if key else name, origin, sources)
     elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):

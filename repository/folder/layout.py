@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from repository.errors import InvalidNameError
 from repository.folder.huggingface import is_huggingface
@@ -51,6 +51,7 @@ class Found:
     paths       number -> real path of the version's folder
     flat        there are no version folders: the model's folder is version 1
     adapters    real path of its folder of adapters, "" where there is none
+    empty       folders that would be versions, if anything lay in them: number -> real path
     notes       problems; those of one version carry its number
     """
 
@@ -63,6 +64,16 @@ class Found:
     newest_ctime_ns: int = 0
     adapters: str = ""
     notes: list[Problem] = field(default_factory=list)
+    empty: dict[int, str] = field(default_factory=dict)
+
+
+def with_empty(found: Found) -> Found:
+    """As a model that needs no files of its own (an ensemble) sees it: an empty version folder is a
+    version, and where there is no folder at all the model is version 1."""
+    if not found.versions and not found.empty:
+        return replace(found, versions={1: ()}, paths={1: found.folder}, flat=True)
+    versions = {**dict.fromkeys(found.empty, ()), **found.versions}
+    return replace(found, versions=versions, paths={**found.empty, **found.paths})
 
 
 @dataclass(slots=True)
@@ -73,6 +84,7 @@ class _Numbers:
     misnamed: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
     notes: dict[int, list[Problem]] = field(default_factory=dict)
+    empty: dict[int, str] = field(default_factory=dict)
 
 
 class Layout:
@@ -144,6 +156,8 @@ class Layout:
             notes: list[Problem] = []
             sub = self._lister.below(listing, name, notes)
             if not sub.files and not notes and not sub.folders:
+                if re.fullmatch("[1-9][0-9]{0,17}", name):
+                    found.empty[int(name)] = sub.path
                 continue  # just made: something is about to be copied into it
             if self._is_numbered_model(sub):
                 found.models.append(name)
@@ -186,6 +200,7 @@ class Layout:
     def _read(self, listing: Listing, numbers: _Numbers, notes: list[Problem]) -> Found:
         notes = [_placed(p, listing.rel) for p in notes]
         found = Found(listing.rel, listing.path, notes=notes, newest_ctime_ns=listing.ctime_ns)
+        found.empty = numbers.empty
         found.adapters = listing.folders.get("adapters", ("", 0))[0]
         for name in numbers.misnamed:
             where = f"{listing.rel}/{name}"

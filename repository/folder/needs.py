@@ -34,7 +34,7 @@ def needs(
     looked = [verdicts[name] for name in parts.weights if name in verdicts]
     tensors = [entry for verdict in looked for entry in verdict.tensors]
     size = loaded_size(config, about)
-    if config.backend == "python":
+    if config.backend in ("python", "triton_python"):
         weights = files_of(files.sizes, parts.weights)  # it reads what it likes, as it likes
     else:
         external = {os.path.relpath(e, files.folder) for v in looked for e in v.external}

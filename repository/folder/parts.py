@@ -35,9 +35,11 @@ def parts_of(config: ModelConfig, files: Files, about: Described | None) -> Part
     if config.backend in WHOLE_FOLDER:
         huggingface.refuse_remote_code(about or Described())
         return _of_text(files) if config.backend == "text" else _of_embed(config, files, main)
+    if config.backend == "ensemble":
+        return Parts("", (), ())
     looked = [n for n in files.sizes if n == main or os.path.splitext(n)[1] in LOOKS]
     weights: tuple[str, ...] = (main,)
-    if config.backend == "python":
+    if config.backend in ("python", "triton_python"):
         weights = tuple(files.sizes)
     elif config.backend == "torch_module" and main == WEIGHTS:
         weights = huggingface.weights_in(files)

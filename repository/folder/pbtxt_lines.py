@@ -77,5 +77,11 @@ def _is_key(text: str, at: int) -> bool:
 
 # Messages that appear at most once in their holder.
 SINGLE = frozenset(
-    {"dynamic_batching", "default_queue_policy", "version_policy", "latest", "specific", "all"}
-)
+    {
+        "all", "cuda", "default_queue_policy", "direct", "dynamic_batching", "ensemble_scheduling",
+        "execution_accelerators", "graph", "input_pinned_memory", "latest", "model_metrics",
+        "model_operations", "model_repository_agents", "model_transaction_policy", "oldest",
+        "optimization", "output_pinned_memory", "rate_limiter", "reshape", "response_cache",
+        "sequence_batching", "specific", "version_policy",
+    }
+)  # fmt: skip

@@ -1,101 +1,121 @@
-"""config.pbtxt (Triton's ModelConfig in protobuf's text form) -> a layer.
+"""Triton's ModelConfig -> a layer: from config.pbtxt, or from the JSON that a request to load brings.
 
-What we honour is mapped to our keys; what is set and not honoured becomes a warning, so that nobody
-believes in it; what would give wrong answers if it were ignored is an error. The protobuf classes
-take a while to import, so they are imported when the first such file is read.
+What we honour is mapped to our keys (`repository.folder.pbtxt`); what is set and not honoured becomes
+a warning, so that nobody believes in it; what would give wrong answers if it were ignored is an error.
+The message as a whole is kept as `triton`. The protobuf classes take a while to import, so they are
+imported when the first such text is read.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Collection
+from typing import Any
 
 from repository.errors import ConfigError
+from repository.folder.pbtxt.honoured import warn_of_rest
+from repository.folder.pbtxt.names import read_backend, read_name
+from repository.folder.pbtxt.page import Page
+from repository.folder.pbtxt.running import read_groups, read_options, read_warmup
+from repository.folder.pbtxt.scheduling import read_scheduling
+from repository.folder.pbtxt.tensors import read_tensors
 from repository.folder.pbtxt_lines import line_map
 from repository.folder.read_yaml import MAX_SIZE
 from repository.folder.schema import Layer, check_layer, nearest
 from repository.names import shown
-from repository.snapshot import Problem
+from repository.plain import plain
 
 SOURCE = "config.pbtxt"
-PLATFORMS = {
-    "onnxruntime_onnx": "onnx",
-    "pytorch_libtorch": "torchscript",
-    "torch_aoti": "torch_export",
-}
-# Triton's "pytorch" is torch_export where the file is a .pt2 (`guess.as_triton_means`).
-BACKENDS = {"onnxruntime": "onnx", "python": "python", "pytorch": "torchscript"}
-
-HONOURED = {
-    "": {
-        "name", "platform", "backend", "version_policy", "max_batch_size", "input", "output",
-        "instance_group", "dynamic_batching", "default_model_filename", "parameters",
-        "model_warmup",
-    },
-    "input": {"name", "data_type", "dims", "optional"},
-    "output": {"name", "data_type", "dims"},
-    "instance_group": {"name", "kind", "count", "gpus"},
-    "dynamic_batching": {
-        "preferred_batch_size", "max_queue_delay_microseconds", "default_queue_policy",
-        "preserve_ordering", "priority_levels", "default_priority_level", "priority_queue_policy",
-    },
-    "dynamic_batching.default_queue_policy": {
-        "max_queue_size", "default_timeout_microseconds", "timeout_action",
-        "allow_timeout_override",
-    },
-    "model_warmup": {"name", "batch_size", "inputs", "count"},
-}  # fmt: skip
-# Their key -> ours.
-BATCHING = {
-    "max_queue_delay_microseconds": "max_delay_us",
-    "preserve_ordering": "preserve_ordering",
-    "priority_levels": "priorities",
-    "default_priority_level": "default_priority",
-}
-QUEUE_POLICY = {
-    "max_queue_size": "max_queue",
-    "default_timeout_microseconds": "timeout_us",
-    "allow_timeout_override": "allow_timeout_override",
-}
-# Parameters of Triton's PyTorch backend that change how fast a model runs, and nothing else.
-OF_PYTORCH = frozenset({
-    "DISABLE_CUDNN", "DISABLE_OPTIMIZED_EXECUTION", "ENABLE_CACHE_CLEANING", "ENABLE_JIT_EXECUTOR",
-    "ENABLE_JIT_PROFILING", "ENABLE_TENSOR_FUSER", "ENABLE_WEIGHT_SHARING", "INFERENCE_MODE",
-    "INTER_OP_THREAD_COUNT", "INTRA_OP_THREAD_COUNT",
-})  # fmt: skip
-# Served without these, a model would answer, and wrongly.
-REFUSED = {
-    "ensemble_scheduling": "ensembles are not supported",
-    "sequence_batching": "sequences are not supported: requests would lose their state",
-}
+REQUEST = "request"
+_LABEL = re.compile("[a-zA-Z0-9_]{1,100}")
 
 
-def read_pbtxt(text: bytes, model: str) -> Layer:
+def read_pbtxt(text: bytes, model: str, source: str = SOURCE, files: Collection[str] = ()) -> Layer:
     """`model` is the folder's name, which `name` must repeat if it is there (for "org/m" also "m").
+    `files`: of its newest version, relative to that, which tell the backend where the text does not.
 
     Raises ConfigError with "config.pbtxt:LINE".
     """
     if len(text) > MAX_SIZE:
-        raise ConfigError(f"the file has more than {MAX_SIZE // 1024} KiB", where=SOURCE)
+        raise ConfigError(f"the file has more than {MAX_SIZE // 1024} KiB", where=source)
     try:
-        plain = text.decode("utf-8-sig")
+        told = text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = text[: error.start].count(b"\n") + 1
-        raise ConfigError("the text is not UTF-8", where=f"{SOURCE}:{line}") from error
-    message = _parse(plain)
-    return check_layer(_Reader(message, line_map(plain), model).layer())
+        raise ConfigError("the text is not UTF-8", where=f"{source}:{line}") from error
+    message = _parse(told, source)
+    _check_enums(message, source)
+    return _read(Page(message, model=model, source=source, lines=line_map(told), files=files))
 
 
-def _parse(plain: str) -> Any:
+def triton_layer(text: str, model: str, files: Collection[str] = ()) -> Layer:
+    """The ModelConfig that a request says in place of the model's config file, as protobuf's JSON:
+    names of enums in either case, 64-bit numbers as numbers or text, keys in either spelling.
+
+    Raises ConfigError with "request" for everything else, unknown keys included.
+    """
+    if len(text.encode("utf-8", "replace")) > MAX_SIZE:
+        raise ConfigError(f"it has more than {MAX_SIZE // 1024} KiB", where=REQUEST)
+    message = _parse_json(text)
+    _check_enums(message, REQUEST)
+    return _read(Page(message, model=model, source=REQUEST, lines={}, files=files))
+
+
+def _read(page: Page) -> Layer:
+    read_name(page)
+    read_backend(page)
+    if page.message.max_batch_size or page.has("max_batch_size"):
+        page.set("max_batch_size", page.message.max_batch_size, "max_batch_size")
+    read_tensors(page)
+    read_groups(page)
+    read_scheduling(page)
+    _version_policy(page)
+    read_warmup(page)
+    read_options(page)
+    if page.message.model_transaction_policy.decoupled:
+        page.set("decoupled", True, "model_transaction_policy")
+    _metric_tags(page)
+    page.values["triton"] = {**plain(page.message), "name": page.model}
+    warn_of_rest(page)
+    return check_layer(page.layer())
+
+
+def _metric_tags(page: Page) -> None:
+    tags = dict(sorted(page.message.metric_tags.items()))
+    for name in [name for name in tags if not _LABEL.fullmatch(name)]:
+        page.warn("metric_tags", f"'metric_tags': '{shown(name)}' cannot be the name of a label")
+        del tags[name]
+    if tags:
+        page.set("metric_tags", tags, "metric_tags")
+
+
+def _version_policy(page: Page) -> None:
+    policy = page.message.version_policy
+    match policy.WhichOneof("policy_choice"):
+        case "latest":
+            value: dict[str, Any] = {"latest": policy.latest.num_versions or 1}
+        case "specific":
+            value = {"specific": list(policy.specific.versions)}
+        case "all":
+            value = {"all": True}
+        case _:
+            return
+    page.set("version_policy", value, "version_policy")
+
+
+# protobuf -----------------------------------------------------------------------------------------
+
+
+def _parse(text: str, source: str) -> Any:
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
     try:
-        return text_format.Parse(plain, model_config_pb2.ModelConfig())
+        return text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
         line = error.GetLine()
-        where = f"{SOURCE}:{line}" if line else SOURCE
+        where = f"{source}:{line}" if line else source
         said = re.sub(r"^\d+:\d+ : ", "", str(error)).replace("inference.", "")
         unknown = re.search(r'Message type "(\w+)" has no field named "(\w+)"', said)
         if unknown:
@@ -105,242 +125,74 @@ def _parse(plain: str) -> Any:
         raise ConfigError(said[:300], where=where) from error
     except (RecursionError, ValueError) as error:
         raise ConfigError(
-            "the file cannot be read as a model configuration", where=SOURCE
+            "the file cannot be read as a model configuration", where=source
         ) from error
 
 
-class _Reader:
-    def __init__(self, message: Any, lines: dict[str, int], model: str) -> None:
-        self._message, self._lines, self._model = message, lines, model
-        self._values: dict[str, Any] = {}
-        self._places: dict[str, int] = {}  # our keys -> line
-        self._warnings: list[Problem] = []
-
-    def layer(self) -> Layer:
-        m = self._message
-        self._check_name()
-        for key, why in REFUSED.items():
-            if m.HasField(key):
-                self._fail(key, f"'{key}': {why}")
-        self._backend()
-        if "max_batch_size" in self._lines:
-            self._set("max_batch_size", m.max_batch_size, "max_batch_size")
-        for theirs, ours in (("input", "inputs"), ("output", "outputs")):
-            if getattr(m, theirs):
-                self._tensors(theirs, ours)
-        self._instances()
-        self._batching()
-        self._version_policy()
-        self._warmup()
-        self._options()
-        self._warn_of_rest(m, "")
-        return Layer(SOURCE, self._values, self._places, tuple(self._warnings))
-
-    # what we honour -----------------------------------------------------------------------------
-
-    def _check_name(self) -> None:
-        name = self._message.name
-        if name and name not in (self._model, self._model.rpartition("/")[2]):
-            self._fail(
-                "name",
-                f"unexpected directory name '{self._model}' for model '{shown(name)}', directory name "
-                "must equal model name",
-                "change 'name' or leave it out",
-            )
-
-    def _backend(self) -> None:
-        said = {}
-        for key, known in (("platform", PLATFORMS), ("backend", BACKENDS)):
-            wish = getattr(self._message, key)
-            if wish and wish not in known:
-                near = nearest(wish, known)
-                hint = "supported: " + ", ".join([*PLATFORMS, *BACKENDS])
-                self._fail(key, f"the {key} '{shown(wish)}' is not supported{near}", hint)
-            if wish:
-                said[key] = known[wish]
-        if said.get("platform") == "torch_export" and said.get("backend") == "torchscript":
-            del said["backend"]  # backend pytorch, and what sort of it
-        if len(set(said.values())) > 1:
-            self._fail("backend", "'platform' and 'backend' contradict each other", "keep one")
-        for key, backend in said.items():
-            self._set("backend", backend, key)
-
-    def _tensors(self, theirs: str, ours: str) -> None:
-        types = self._message.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number
-        tensors = []
-        for i, tensor in enumerate(getattr(self._message, theirs)):
-            at = f"{theirs}.{i}"
-            if tensor.data_type == 0:
-                self._fail(at, f"'{theirs}' {i} needs a 'data_type'")
-            datatype = types[tensor.data_type].name.removeprefix("TYPE_")
-            values = {
-                "name": tensor.name,
-                "datatype": "BYTES" if datatype == "STRING" else datatype,
-                "shape": list(tensor.dims),
-            }
-            if getattr(tensor, "optional", False):
-                values["optional"] = True
-            tensors.append(values)
-            self._place(f"{ours}.{i}", at)
-            for our, their in (("name", "name"), ("datatype", "data_type"), ("shape", "dims")):
-                self._place(f"{ours}.{i}.{our}", f"{at}.{their}")
-            self._warn_of_rest(tensor, at)
-        self._set(ours, tensors, theirs)
-
-    def _instances(self) -> None:
-        groups = self._message.instance_group
-        if not groups:
-            return
-        first = groups[0]
-        if len(groups) > 1:
-            self._warn("instance_group.1", "only the first 'instance_group' is honoured")
-        if first.count:
-            self._set("instances", first.count, "instance_group.0.count")
-        kind = type(first).Kind.Name(first.kind)
-        if kind == "KIND_CPU":
-            self._set("device", "cpu", "instance_group.0.kind")
-        elif kind == "KIND_GPU" or first.gpus:
-            device = f"cuda:{first.gpus[0]}" if first.gpus else "cuda"
-            self._set("device", device, "instance_group.0.gpus")
-        if len(first.gpus) > 1:
-            self._warn("instance_group.0.gpus", "only the first of 'gpus' is honoured")
-        self._warn_of_rest(first, "instance_group.0")
-
-    def _batching(self) -> None:
-        if not self._message.HasField("dynamic_batching"):
-            return
-        theirs = self._message.dynamic_batching
-        ours: dict[str, Any] = {}
-        at = "dynamic_batching"
-        if theirs.preferred_batch_size:
-            ours["preferred_sizes"] = list(theirs.preferred_batch_size)
-            self._place("batching.preferred_sizes", f"{at}.preferred_batch_size")
-        for their, our in BATCHING.items():
-            if value := getattr(theirs, their):
-                ours[our] = value
-                self._place(f"batching.{our}", f"{at}.{their}")
-        policy = theirs.default_queue_policy
-        # With us a request may shorten its wait unless the config forbids it, with Triton only
-        # where the config allows it: its silence is a word.
-        said = _queue_policy(policy)
-        ours |= {k: v for k, v in said.items() if v or k == "allow_timeout_override"}
-        for their, our in {**QUEUE_POLICY, "timeout_action": "timeout_action"}.items():
-            self._place(f"batching.{our}", f"{at}.default_queue_policy.{their}")
-        if theirs.priority_levels:
-            self._priorities(theirs, ours)
-        elif theirs.priority_queue_policy:
-            self._warn(
-                f"{at}.priority_queue_policy",
-                f"'{at}.priority_queue_policy' does nothing without 'priority_levels'",
-            )
-        self._set("batching", ours, at)
-        self._warn_of_rest(theirs, at)
-        self._warn_of_rest(policy, f"{at}.default_queue_policy")
-
-    def _priorities(self, theirs: Any, ours: dict[str, Any]) -> None:
-        """A policy of one level replaces the default one whole, what it does not say included."""
-        policies = sorted(theirs.priority_queue_policy.items())
-        if policies:
-            ours["by_priority"] = [
-                {"priority": n, "timeout_action": "reject", **_queue_policy(policy)}
-                for n, policy in policies
-            ]
-            self._place("batching.by_priority", "dynamic_batching.priority_queue_policy")
-
-    def _version_policy(self) -> None:
-        policy = self._message.version_policy
-        match policy.WhichOneof("policy_choice"):
-            case "latest":
-                value: dict[str, Any] = {"latest": policy.latest.num_versions or 1}
-            case "specific":
-                value = {"specific": list(policy.specific.versions)}
-            case "all":
-                value = {"all": True}
-            case _:
-                return
-        self._set("version_policy", value, "version_policy")
-
-    def _warmup(self) -> None:
-        requests = []
-        for i, theirs in enumerate(self._message.model_warmup):
-            ours: dict[str, Any] = {
-                "batch_size": theirs.batch_size or 1,
-                "count": theirs.count or 1,
-                "size": self._warmup_size(theirs),
-            }
-            kinds = {x.WhichOneof("input_data_type") for x in theirs.inputs.values()}
-            if "random_data" in kinds:
-                ours["data"] = "random"
-            if "input_data_file" in kinds:
-                self._warn(f"model_warmup.{i}", "'input_data_file' is not read: zeros are sent")
-            requests.append(ours)
-            self._place(f"warmup.{i}", f"model_warmup.{i}")
-            self._warn_of_rest(theirs, f"model_warmup.{i}")
-        if requests:
-            self._set("warmup", requests, "model_warmup")
-
-    def _warmup_size(self, warmup: Any) -> int:
-        """Ours has one size for all free axes: the largest that theirs gives to one."""
-        sizes = [1]
-        for declared in self._message.input:
-            if declared.name in warmup.inputs:
-                given = warmup.inputs[declared.name].dims
-                sizes += [g for d, g in zip(declared.dims, given, strict=False) if d == -1]
-        return max(sizes)
-
-    def _options(self) -> None:
-        options: dict[str, Any] = {}
-        pytorch = self._values.get("backend") in ("torchscript", "torch_export")
-        for key, parameter in sorted(self._message.parameters.items()):
-            if pytorch and key in OF_PYTORCH:
-                self._warn("parameters", f"the parameter '{key}' is not honoured")
-            else:
-                options[key] = parameter.string_value
-        if self._message.default_model_filename:
-            options["model_file"] = self._message.default_model_filename
-            self._place("options.model_file", "default_model_filename")
-        if options:
-            self._set("options", options, "parameters")
-
-    # what we do not -----------------------------------------------------------------------------
-
-    def _warn_of_rest(self, message: Any, at: str) -> None:
-        """Every field that is set and that HONOURED does not have. Defaults count as not set."""
-        known = HONOURED[re.sub(r"\.\d+", "", at)]
-        for name in _set_fields(message):
-            if name not in known:
-                key = f"{at}.{name}" if at else name
-                self._warn(key, f"'{re.sub(r'[.][0-9]+', '', key)}' is not honoured")
-
-    def _warn(self, key: str, message: str) -> None:
-        place = Layer(SOURCE, {}, self._lines).place(key)
-        self._warnings.append(
-            Problem(place, "config", message, "remove it if you can do without", warning=True)
-        )
-
-    def _fail(self, key: str, message: str, hint: str = "") -> NoReturn:
-        raise ConfigError(message, where=Layer(SOURCE, {}, self._lines).place(key), hint=hint)
-
-    # values and their lines ---------------------------------------------------------------------
-
-    def _set(self, key: str, value: Any, theirs: str) -> None:
-        self._values[key] = value
-        self._place(key, theirs)
-
-    def _place(self, ours: str, theirs: str) -> None:
-        key = theirs
-        while key and key not in self._lines:
-            key = key.rpartition(".")[0]
-        if key:
-            self._places[ours] = self._lines[key]
+def _check_enums(message: Any, source: str) -> None:
+    """protobuf takes any number for one of an enum's names, also those that have none."""
+    for field, value in message.ListFields():
+        items = value if field.is_repeated else (value,)
+        if field.enum_type is not None:
+            known = field.enum_type.values_by_number
+            for item in items:
+                if item not in known:
+                    why = f"'{field.name}' is {item}, and no value has that number"
+                    raise ConfigError(why, where=source, hint="write its name")
+        elif field.message_type is not None:
+            if field.message_type.GetOptions().map_entry:
+                held = field.message_type.fields_by_name["value"]
+                items = value.values() if held.message_type is not None else ()
+            for item in items:
+                _check_enums(item, source)
 
 
-def _set_fields(message: Any) -> Iterator[str]:
-    return (field.name for field, _ in message.ListFields())
+def _parse_json(text: str) -> Any:
+    from google.protobuf import json_format
+    from tritonclient.grpc import model_config_pb2
+
+    message = model_config_pb2.ModelConfig()
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ConfigError("a model configuration is a JSON object", where=REQUEST)
+        json_format.ParseDict(_in_capitals(values, message.DESCRIPTOR), message)
+    except json_format.ParseError as error:
+        raise ConfigError(_in_words(str(error)), where=REQUEST) from error
+    except (RecursionError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError("it is no JSON of a model configuration", where=REQUEST) from error
+    return message
 
 
-def _queue_policy(policy: Any) -> dict[str, Any]:
-    found = {our: getattr(policy, their) for their, our in QUEUE_POLICY.items()}
-    if policy.timeout_action:
-        found["timeout_action"] = type(policy).TimeoutAction.Name(policy.timeout_action).lower()
-    return found
+def _in_words(said: str) -> str:
+    said = re.sub(r"^Failed to parse (\w+) field: ", r"'\1': ", said.replace("inference.", ""))
+    unknown = re.search(r'has no field named "([^"]{0,60})" at "([^"]{0,100})"', said)
+    return f"unknown key '{unknown[1]}' in {unknown[2]}" if unknown else said[:300]
+
+
+def _in_capitals(value: Any, kind: Any) -> Any:
+    """`value` of the message type `kind`, with the names of its enums in capitals, as protobuf wants
+    them. What does not fit is left for protobuf to refuse."""
+    if isinstance(value, list):
+        return [_in_capitals(item, kind) for item in value]
+    if not isinstance(value, dict) or kind is None:
+        return value
+    if kind.GetOptions().map_entry:
+        held = kind.fields_by_name["value"].message_type
+        return {key: _in_capitals(item, held) for key, item in value.items()}
+    fields = {name: f for f in kind.fields for name in (f.name, f.json_name)}
+    return {key: _field(item, fields.get(key)) for key, item in value.items()}
+
+
+def _field(value: Any, field: Any) -> Any:
+    if field is None:
+        return value
+    if field.enum_type is not None:
+        return _shouted(value)
+    return _in_capitals(value, field.message_type)
+
+
+def _shouted(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_shouted(item) for item in value]
+    return value.upper() if isinstance(value, str) else value

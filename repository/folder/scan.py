@@ -7,7 +7,6 @@ that comparing two snapshots of an unchanged repository is comparing pointers.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import threading
@@ -22,8 +21,10 @@ from repository.folder.aliases import settle_aliases
 from repository.folder.aphrodite import Said
 from repository.folder.assemble import Rules, assemble
 from repository.folder.estimate import adapter_layers
+from repository.folder.instead import Instead
 from repository.folder.layout import Found, Layout
 from repository.folder.mounts import ByCall, Mount
+from repository.folder.roots import Lying, Roots, twice
 from repository.folder.whole import Verdict, inspect
 from repository.snapshot import ModelFolder, Problem, Snapshot
 from repository.spec import FileStamp
@@ -46,26 +47,29 @@ class _Known:
 class Scanner:
     """Scans one repository again and again. Callable from several threads; one call at a time runs.
 
-    root        as given: it may be a link that is moved, so it is followed anew each time
+    root        of several folders that are one repository: all of them
     gpus        this machine's ("cuda:0", ...); None: not known, so no config is refused for it
     by_call     what people said of single models; each scan goes by what it is when it begins
+    config_name, completes   see `Rules`
     """
 
     def __init__(
         self,
-        root: Path,
+        root: Path | Sequence[Path],
         *,
         trust_code: bool,
         gpus: Sequence[str] | None = (),
         by_call: ByCall | None = None,
+        config_name: str = "",
+        completes: bool = True,
     ) -> None:
-        self.root = root
+        self.roots = Roots((root,) if isinstance(root, Path) else root)
         self.by_call = by_call or ByCall()
-        self._rules = Rules(trust_code, None if gpus is None else tuple(gpus))
+        known = None if gpus is None else tuple(gpus)
+        self._rules = Rules(trust_code, known, config_name, completes)
         self._known: dict[str, _Known] = {}
         self._last: dict[str, ModelFolder] = {}
         self._adapters = AdapterFolders()
-        self._device: int | None = None  # the file system that the models lay on
         self._one_at_a_time = threading.Lock()
 
     def scan(self, now: float | None = None) -> Snapshot:
@@ -77,20 +81,20 @@ class Scanner:
         with self._one_at_a_time:
             now = time.time() if now is None else now
             by_call = self.by_call
-            layout = Layout(os.fspath(self.root))
-            models = {
-                f.name: self._remembered(f, layout.root, now, by_call.overrides.get(f.name))
-                for f in layout.models()
-            }
-            self._check_mount(layout.root, bool(models))
+            sight = self.roots.look()
+            models: dict[str, ModelFolder] = {}
+            for name in sight.models.keys() | _brought(by_call):
+                folder = self._lying(name, sight.models.get(name, ()), now, by_call)
+                if folder is not None:
+                    models[name] = folder
             for name, mount in by_call.mounts.items():
-                folder = self._mounted(mount, models, layout.notes, now, by_call)
+                folder = self._mounted(mount, models, sight.notes, now, by_call)
                 if folder is not None:
                     models[name] = folder
             self._known = {n: k for n, k in self._known.items() if n in models}
             self._adapters.keep(models)
             self._last = settle_aliases(models)
-            problems = tuple(sorted(dict.fromkeys(layout.notes), key=lambda p: p.where))
+            problems = tuple(sorted(dict.fromkeys(sight.notes), key=lambda p: p.where))
             return Snapshot(MappingProxyType(dict(sorted(self._last.items()))), problems)
 
     def scan_model(
@@ -104,15 +108,31 @@ class Scanner:
         with self._one_at_a_time:
             now = time.time() if now is None else now
             by_call = self.by_call if by_call is None else by_call
-            layout = Layout(os.fspath(self.root))
-            found = layout.model(name)
-            if found is None and name in by_call.mounts:
+            folder = self._lying(name, self.roots.find(name), now, by_call)
+            if folder is None and name in by_call.mounts:
                 layout = Layout(by_call.mounts[name].root)
                 found = layout.model(name)
-            if found is None:
-                return None
-            folder = self._remembered(found, layout.root, now, by_call.overrides.get(name))
-            return settle_aliases({**self._last, name: folder})[name]
+                if found is not None:
+                    override = by_call.overrides.get(name)
+                    folder = self._remembered(found, layout.root, now, override)
+            return None if folder is None else settle_aliases({**self._last, name: folder})[name]
+
+    def _lying(
+        self, name: str, there: Sequence[Lying], now: float, by_call: ByCall
+    ) -> ModelFolder | None:
+        """What a load brought stands in place of what lies in the repository."""
+        brought = by_call.brought(name)
+        if brought is not None:
+            layout = Layout(brought.root)
+            found = layout.model(name)
+            there = [] if found is None else [Lying(found, layout.root)]
+        if len(there) > 1:
+            self._known.pop(name, None)
+            known = self._last.get(name)
+            seen = twice(name, there)
+            return known if known is not None and known == seen else seen
+        override = by_call.overrides.get(name)
+        return self._remembered(*there[0], now, override) if there else None
 
     def _mounted(
         self,
@@ -140,24 +160,27 @@ class Scanner:
         override = by_call.overrides.get(mount.name)
         return self._remembered(found, layout.root, now, override)
 
-    def _check_mount(self, root: str, full: bool) -> None:
-        """An unmounted repository looks like an empty one, but lies on another file system."""
-        device = os.stat(root).st_dev
-        if not full and self._device not in (None, device):
-            raise OSError(errno.ENODEV, "it is empty and on another file system than it was")
-        if full:
-            self._device = device
-
     def _remembered(
-        self, found: Found, root: str, now: float, override: Said | None
+        self, found: Found, root: str, now: float, override: Said | Instead | None
     ) -> ModelFolder:
         known = self._known.get(found.name)
         adapters = self._adapters.look(found.name, found.adapters, root, now)
         # Adapters are no part of the model, but it needs room for those that it has.
         same = known is not None and known.folder.adapters is adapters
         layers = known.layers if known is not None and same else adapter_layers(adapters)
-        said = override.digest if override else ""
-        key = (found.folder, found.shared, found.versions, found.paths, found.notes, layers, said)
+        over = override.over if isinstance(override, Instead) else ""  # the files that it holds for
+        said = (override.digest, over) if override else ()
+        empty = tuple(found.empty)
+        key = (
+            found.folder,
+            found.shared,
+            found.versions,
+            found.paths,
+            found.notes,
+            layers,
+            said,
+            empty,
+        )
         if known is None or known.key != key:
             known = self._look_into(found, root, key, known, layers, override)
             self._known[found.name] = known
@@ -181,7 +204,7 @@ class Scanner:
         key: object,
         known: _Known | None,
         layers: Mapping[str, int],
-        override: Said | None,
+        override: Said | Instead | None,
     ) -> _Known:
         verdicts: dict[int, tuple[tuple[FileStamp, ...], dict[str, Verdict]]] = {}
         for version, stamps in found.versions.items():
@@ -196,6 +219,10 @@ class Scanner:
 
         folder = assemble(found, Path(root), self._rules, judged, layers, override)
         return _Known(key, folder, verdicts, layers)
+
+
+def _brought(by_call: ByCall) -> set[str]:
+    return {name for name in by_call.overrides if by_call.brought(name) is not None}
 
 
 def _wants_adapters(folder: ModelFolder) -> bool:

@@ -20,51 +20,23 @@ import numpy as np
 
 from repository.config import ModelConfig
 from repository.errors import ConfigError, InvalidNameError, InvalidTensorError
-from repository.names import MAX_VERSION, check_name, shown
-from repository.sizes import MAX_BYTES, parse_bytes
+from repository.folder import sequence_rules
+from repository.folder.bounds import RANGES, unlike
+from repository.names import check_name, shown
+from repository.sizes import parse_bytes
 from repository.snapshot import Problem
 from repository.tensors import DATATYPES, datatype_of
 
 # Every name that `backend:` may have.
-BACKENDS = ("onnx", "python", "torch_module", "torch_export", "torchscript", "text", "embed")
+BACKENDS = (
+    "onnx", "python", "triton_python", "torch_module", "torch_export", "torchscript", "text", "embed",
+    "ensemble",
+)  # fmt: skip
 MODEL: Any = msgspec.inspect.type_info(ModelConfig)
 MOST_ITEMS = 1000  # of any list: tensors, aliases, versions, warm-up requests
-MOST_PRIORITIES = 100
-LONGEST_US = 10**12
 NONE = msgspec.inspect.NoneType
 _NUMPY_NAME = re.compile(r"[a-z]{1,10}[0-9]{0,3}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
-
-# Smallest and largest value; '*' stands for any index of a list.
-RANGES: dict[str, tuple[float, float]] = {
-    "max_batch_size": (0, 65536),
-    "inputs.*.shape.*": (-1, MAX_VERSION),
-    "outputs.*.shape.*": (-1, MAX_VERSION),
-    "instances": (1, 64),
-    "batching.max_delay_us": (0, 10_000_000),
-    "batching.preferred_sizes.*": (1, 65536),
-    "batching.max_queue": (0, 1_000_000),
-    "batching.timeout_us": (0, LONGEST_US),
-    "batching.priorities": (0, MOST_PRIORITIES),
-    "batching.default_priority": (0, MOST_PRIORITIES),
-    "batching.by_priority.*.priority": (1, MOST_PRIORITIES),
-    "batching.by_priority.*.max_queue": (0, 1_000_000),
-    "batching.by_priority.*.timeout_us": (0, LONGEST_US),
-    "version_policy.latest": (1, MAX_VERSION),
-    "version_policy.specific.*": (1, MAX_VERSION),
-    "warmup.*.batch_size": (1, 65536),
-    "warmup.*.count": (1, 10_000),
-    "warmup.*.size": (1, MAX_VERSION),
-    "checks.atol": (0, 1e30),
-    "checks.rtol": (0, 1e30),
-    "ttl_s": (0.001, 10**9),
-    "sleep_s": (0.001, 10**9),
-    "priority": (-(10**6), 10**6),
-    "memory": (1, MAX_BYTES),
-    "adapters.slots": (1, 256),
-    "adapters.max_rank": (1, 512),
-    "adapters.host_memory": (0, MAX_BYTES),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +68,11 @@ def check_layer(layer: Layer) -> Layer:
     values = reader.spell_out(layer.values)
     reader.fit(values, MODEL, "")
     reader.obey(values)
-    return Layer(layer.source, values, layer.lines, layer.problems)
+    problems = layer.problems
+    if (said := sequence_rules.not_honoured(values.get("sequences"))) is not None:
+        where = layer.place("sequences.iterative")
+        problems += (Problem(where, "config", *said, warning=True),)
+    return Layer(layer.source, values, layer.lines, problems)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -121,6 +97,8 @@ class _Checker:
         for key in ("batching", "checks", "adapters"):
             if isinstance(values.get(key), bool):
                 values[key] = {"enabled": values[key]}
+        if "sequences" in values:
+            values["sequences"] = sequence_rules.spell_out(values["sequences"])
         if isinstance(values.get("warmup"), bool):
             values["warmup"] = [{}] if values["warmup"] else []
         self._spell_size(values, "memory", "memory")
@@ -155,7 +133,7 @@ class _Checker:
             for i, item in enumerate(value):
                 self.fit(item, kind.item_type, f"{key}.{i}")
         elif shape == "DictType":
-            self._fit_free(value, key)
+            self._fit_dict(value, kind, key)
         else:
             expected, fits = _plain(kind)
             if not fits(value):
@@ -177,17 +155,24 @@ class _Checker:
             if part.required and name not in value:
                 self.fail(key, f"'{key}' needs the key '{name}'")
 
+    def _fit_dict(self, value: Any, kind: Any, key: str) -> None:
+        if not isinstance(value, dict):
+            self._misfit(value, "a mapping of keys to values", key)
+        for name, item in value.items():
+            if isinstance(kind.value_type, msgspec.inspect.AnyType):
+                self._fit_free(item, f"{key}.{name}")
+            else:
+                self.fit(item, kind.value_type, f"{key}.{name}")
+
     def _fit_free(self, value: Any, key: str) -> None:
         """A backend's own options: anything that JSON can say."""
         if isinstance(value, dict):
             for name, item in value.items():
                 self._fit_free(item, f"{key}.{name}")
-        elif key == "options":
-            self._misfit(value, "a mapping of keys to values", key)
         elif isinstance(value, list):
             for i, item in enumerate(value):
                 self._fit_free(item, f"{key}.{i}")
-        elif isinstance(value, int) and abs(value) >= 2**63:
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
             self.fail(key, f"'{key}' must fit into 64 bits")
         elif not (value is None or isinstance(value, str | int) or _finite(value)):
             self._misfit(value, "text, a finite number, true or false", key)
@@ -213,17 +198,22 @@ class _Checker:
             self.fail(
                 "device_share", f"'device_share' must be above 0 and at most 1, not {short(share)}"
             )
-        device = values.get("device", "auto")
-        if not _DEVICE.fullmatch(device):
-            self.fail(
-                "device",
-                f"'device' must be auto, cpu, cuda or cuda:N, not {short(values['device'])}",
-            )
+        self._device(values.get("device", "auto"), "device")
+        for i, device in enumerate(values.get("devices") or ()):
+            self._device(device, f"devices.{i}")
         for key in ("inputs", "outputs"):
             self._tensors(values.get(key) or (), key)
+        if isinstance(values.get("sequences"), dict):
+            sequence_rules.check(values["sequences"], self.fail)
         self._version_policy(values.get("version_policy"))
         self._aliases(values.get("aliases", ()))
-        self._model_file(values.get("options", {}).get("model_file"))
+        self._file(values.get("options", {}).get("model_file"), "options.model_file")
+        for i, output in enumerate(values.get("outputs") or ()):
+            self._file(output.get("labels") or None, f"outputs.{i}.labels")
+
+    def _device(self, device: str, key: str) -> None:
+        if not _DEVICE.fullmatch(device):
+            self.fail(key, f"'{key}' must be auto, cpu, cuda or cuda:N, not {short(device)}")
 
     def _tensors(self, tensors: Iterable[dict[str, Any]], key: str) -> None:
         names: set[str] = set()
@@ -239,6 +229,12 @@ class _Checker:
                     f"unknown datatype {short(datatype)}{_meant(datatype)}",
                     "known datatypes: " + ", ".join(DATATYPES),
                 )
+            self._reshape(tensor, f"{key}.{i}.reshape")
+
+    def _reshape(self, tensor: dict[str, Any], key: str) -> None:
+        reshape = tensor.get("reshape")
+        if reshape is not None and (why := unlike(tensor["shape"], reshape)):
+            self.fail(key, f"'reshape' of '{shown(tensor['name'])}' does not go with it: {why}")
 
     def _version_policy(self, policy: dict[str, Any] | None) -> None:
         if policy is None:
@@ -258,13 +254,14 @@ class _Checker:
             except InvalidNameError as error:
                 self.fail(f"aliases.{i}", f"'aliases': {error}")
 
-    def _model_file(self, name: Any) -> None:
+    def _file(self, name: Any, key: str) -> None:
         if name is None:
             return
         if not isinstance(name, str) or not name:
-            self._misfit(name, "a file name", "options.model_file")
+            self._misfit(name, "a file name", key)
         if name.startswith("/") or "\0" in name or ".." in name.split("/"):
-            self.fail("options.model_file", "'options.model_file' must lie in the version's folder")
+            home = "version's" if key == "options.model_file" else "model's"
+            self.fail(key, f"'{key}' must lie in the {home} folder")
 
 
 def _plain(kind: Any) -> tuple[str, Callable[[Any], bool]]:

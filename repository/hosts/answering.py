@@ -53,7 +53,12 @@ class Answering:
         return request, offer
 
     def write(
-        self, number: int, response: InferResponse, offer: Offer | None, compute_s: float
+        self,
+        number: int,
+        response: InferResponse,
+        offer: Offer | None,
+        compute_s: float,
+        kind: int = REPLY,
     ) -> list[Buffer]:
         """The frame. Raises InferenceFailedError for an answer that is too long."""
         blobs: list[Buffer] = [tensor.data for tensor in response.outputs]
@@ -62,11 +67,11 @@ class Answering:
             if offer is not None:
                 places, inline = _settle(blobs, offer)
                 return frames.pack(
-                    REPLY, number, written.meta, inline, places=places, compute_s=compute_s
+                    kind, number, written.meta, inline, places=places, compute_s=compute_s
                 )
             if written.largest < frames.JOIN_BELOW:
-                return written.frame(REPLY, number, blobs, compute_s)
-            return frames.pack(REPLY, number, written.meta, blobs, compute_s=compute_s)
+                return written.frame(kind, number, blobs, compute_s)
+            return frames.pack(kind, number, written.meta, blobs, compute_s=compute_s)
         except InvalidTensorError as error:  # too long: not what the client sent is at fault
             raise InferenceFailedError(f"the answer holds {error}") from error
 
@@ -102,12 +107,16 @@ class Answering:
                 if at == INLINE:
                     parts.append(next(inline))
                 else:
-                    parts.append(self._view(at, size).toreadonly())
+                    parts.append(self._data(at, size))
                     aligned = at % (DATATYPES[blank.datatype].size or 1) == 0
             if left:
                 raise BrokenFrameError(f"the places of tensor '{blank.name}' are not its size")
             data.append(parts[0] if len(parts) == 1 and aligned else b"".join(parts))
         return data, offer
+
+    def _data(self, at: int, size: int) -> Buffer:
+        """Part of a tensor that was sent."""
+        return self._view(at, size).toreadonly()
 
     def _view(self, at: int, size: int) -> memoryview:
         if self._window is None:

@@ -83,6 +83,21 @@ class Asking:
             self._expect(question.meta, read.sizes)
         return InferResponse(form.tensors(data), form.parameters, 0.0, compute_s, 0, form)
 
+    def hand(
+        self, kind: int, number: int, response: InferResponse
+    ) -> tuple[list[Buffer], object | None]:
+        """An answer for a worker, and what it reads there (None: nothing). Raises as `pack`."""
+        form = form_of(response.outputs)
+        meta = frames.state(form.blanks, (), response.parameters)
+        laid = _Laid(self._arena)
+        for blank, tensor in zip(form.blanks, response.outputs, strict=True):
+            laid.add(blank.size, tensor.data)
+        if not laid.elsewhere or len(laid.places) > MOST_PLACES:
+            return frames.pack(kind, number, meta, [t.data for t in response.outputs]), None
+        places = b"".join([PLACE.pack(at, size) for at, size in laid.places])
+        parts = frames.pack(kind, number, meta, laid.inline, places=places)
+        return parts, ([tensor.data for tensor in response.outputs], laid.lots)
+
     def _pack_large(
         self, number: int, form: Form, meta: bytes, blobs: Sequence[Buffer]
     ) -> tuple[list[Buffer], Question]:

@@ -10,6 +10,7 @@ from repository.adapters.orders import AdapterOrder, AdapterReport
 from repository.generate import Ended, GenerateRequest, Piece
 from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded
+from repository.responding import Responses
 from repository.spec import ModelSpec
 
 
@@ -35,7 +36,16 @@ class Host(Protocol):
         """`devices`: one for each instance."""
         ...
 
-    def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]: ...
+    def infer(self, request: InferRequest, at: int | None = None) -> asyncio.Future[InferResponse]:
+        """`at`: by which instance, from 0; None: by whichever is free first."""
+        ...
+
+    def ask(self, requests: Sequence[Responses], at: int | None = None) -> asyncio.Future[None]:
+        """All of them at once, by one instance; only where `Loaded.abilities` has "ask". Each is told
+        its answers and its end, on the loop's thread. Done when the model can take the next ones: some
+        of these may go on. `Responses.close` leaves one of them. Never fails: what goes wrong is what
+        the requests end with."""
+        ...
 
     def room(self, size: int) -> memoryview | None:
         """`size` bytes, page-aligned, that the model can read where they are, for a request that is on

@@ -8,7 +8,8 @@ The pieces of a text are told to whoever asked for it by a plain call.
 Answers are read straight into the memory that they stay in: a small one is cut out of a scratch
 buffer, a large one gets a buffer of its own size, which nobody joins or copies again.
 Nothing here bounds how much is in flight (the batcher does) and nothing decides what a lost
-connection means (the host does, which also learns how the process ended).
+connection means (the host does, which also learns how the process ended). Models that take requests as
+they are, and ask other models, are `groups`' and `calls`' business.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from typing import Any, TypeAlias, cast
 import msgspec
 import numpy as np
 
+from repository.calling import Caller
 from repository.errors import InvalidRequestError, RepositoryError, WorkerDiedError
 from repository.generate import Ended, GenerateRequest, Piece
 from repository.hosts import failures, frames
 from repository.hosts.asking import Asking, Question
+from repository.hosts.calls import Calls, Waits
 from repository.hosts.frames import (
     ERROR,
     HEADER_SIZE,
@@ -35,8 +38,10 @@ from repository.hosts.frames import (
     Header,
     Kind,
 )
+from repository.hosts.groups import Groups
 from repository.messages import InferRequest, InferResponse
 from repository.prompt import Prompt
+from repository.responding import Responses
 from repository.tensors import Buffer
 
 SCRATCH = 64 * 1024
@@ -94,24 +99,42 @@ class Channel(asyncio.BufferedProtocol):
         self._have = 0
         self._failure = ""
         self._lost = False
+        self._groups = Groups(asking, self._next, self._write)
+        self._under_way = self._groups.under_way
+        self._calls: Calls | None = None
 
     @classmethod
     async def open(
-        cls, sock: socket.socket, on_lost: Callable[[str], None], asking: Asking
+        cls,
+        sock: socket.socket,
+        on_lost: Callable[[str], None],
+        asking: Asking,
+        caller: Caller | None,
+        host: Waits,
     ) -> Channel:
-        """Takes over `sock`."""
+        """Takes over `sock`. `caller`: whom its model asks for other models."""
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
         loop = asyncio.get_running_loop()
         _, made = await loop.create_unix_connection(lambda: cls(on_lost, asking), sock=sock)
+        made._calls = Calls(caller, asking, host, made._write, made._groups.keep)
         return made
 
     # asking -------------------------------------------------------------------------------------
 
     @property
     def pending(self) -> int:
-        """Requests without an answer, abandoned ones too: the worker is still busy with them."""
-        return len(self._waiting)
+        """Requests without an answer, abandoned ones too: the worker is still busy with them. A group
+        that it takes as it is counts once."""
+        return len(self._waiting) + len(self._under_way)
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def converse(self, requests: Sequence[Responses]) -> asyncio.Future[None]:
+        """As `Host.ask`."""
+        return self._groups.ask(requests)
 
     def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]:
         self._number = number = self._number + 1
@@ -170,7 +193,7 @@ class Channel(asyncio.BufferedProtocol):
         return future
 
     def _write(self, parts: Sequence[Buffer]) -> None:
-        if len(parts) == 1 and len(self._waiting) > 1:
+        if len(parts) == 1 and len(self._waiting) + len(self._under_way) > 1:
             if not self._unsent:
                 self._loop.call_soon(self._flush)
             self._unsent.append(parts[0])
@@ -196,6 +219,9 @@ class Channel(asyncio.BufferedProtocol):
     def fail(self, why: str) -> None:
         """Answers everything in flight, and everything asked from now on, with WorkerDiedError."""
         self._failure = why
+        if self._calls is not None:
+            self._calls.close()
+        self._groups.fail(why)
         waiting, self._waiting = self._waiting, {}
         for future, _ in waiting.values():
             if not future.done():
@@ -203,9 +229,16 @@ class Channel(asyncio.BufferedProtocol):
         self.close()
 
     def close(self) -> None:
+        if self._calls is not None:
+            self._calls.close()
         self._unsent = []
         if self._transport is not None:
             self._transport.abort()
+
+    async def over(self) -> None:
+        """Returns when nothing that its model asked of the server is under way. After `close`."""
+        if self._calls is not None:
+            await self._calls.over()
 
     # asyncio.BufferedProtocol -------------------------------------------------------------------
 
@@ -262,10 +295,8 @@ class Channel(asyncio.BufferedProtocol):
         number = header[2]
         waited = self._waiting.pop(number, None)
         if waited is None:
-            if header[3] == PIECES:
-                self._tell(payload[: header[1]])
-                return
-            raise BrokenFrameError(f"an answer to number {number}, which nobody asked")
+            self._unasked(header, payload)
+            return
         future, asked = waited
         try:
             if header[3] == REPLY and type(asked) is Question:
@@ -281,6 +312,15 @@ class Channel(asyncio.BufferedProtocol):
             future.set_exception(answer)
         else:
             future.set_result(answer)
+
+    def _unasked(self, header: Header, payload: memoryview) -> None:
+        """What is no answer to a question: part of one, or a question of the model's own."""
+        if header[3] == PIECES:
+            self._tell(payload[: header[1]])
+        elif self._groups.hear(header, payload):
+            pass
+        elif self._calls is None or not self._calls.hear(header, payload):
+            raise BrokenFrameError(f"an answer to number {header[2]}, which nobody asked")
 
     def _tell(self, meta: memoryview) -> None:
         """What one step of the worker wrote. Of a text that nobody wants any more: nothing."""

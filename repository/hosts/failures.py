@@ -22,6 +22,7 @@ from repository.errors import (
     RepositoryError,
     UnavailableError,
     WorkerDiedError,
+    retold,
 )
 
 TEXT_LIMIT = 4000  # characters of an error's text that travel
@@ -70,11 +71,9 @@ def of_load(error: BaseException, *roots: str) -> RepositoryError:
 
 def of_infer(error: BaseException, *roots: str) -> RepositoryError:
     """The error that a failed inference shows. One of ours may quote what a model raised."""
-    if type(error) is InferenceFailedError:
-        text = without_paths(str(error), *roots)
-        return error if text == str(error) else InferenceFailedError(text)
     if isinstance(error, RepositoryError):
-        return error
+        text = without_paths(str(error), *roots)
+        return error if text == str(error) else retold(error, text)
     return InferenceFailedError(in_words(error, *roots))
 
 

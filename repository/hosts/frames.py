@@ -7,9 +7,9 @@ tensors lie aligned in the worker's page-aligned buffer:
     || metadata | places | padding || blob, padded ...
 
 `length` counts everything behind the header, `meta` the metadata alone. A request is answered by a
-REPLY or ERROR of the same id, in the order in which requests came (but a GENERATE: that is answered
-when its text has ended, and its pieces are told as they are written). Both sides refuse a frame longer
-than LIMIT before they allocate anything for it. This module does no I/O.
+REPLY or ERROR of the same id, in the order in which requests came (but a GENERATE, which is answered
+when its text has ended and whose pieces are told as they are written; and the requests of an ASK). Both
+sides refuse a frame longer than LIMIT before they allocate anything for it. This module does no I/O.
 
 The metadata of an INFER or its REPLY is all that a Form holds and nothing else, so that equal forms
 are equal bytes, which are read once. What differs from one to the next stands in the header
@@ -26,7 +26,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import msgspec
 
@@ -46,6 +46,7 @@ INLINE = 2**64 - 1
 MOST_PLACES = 2**16 - 1
 PADDING = tuple(b"\0" * n for n in range(ALIGN))
 JOIN_BELOW = 64 * 1024  # parts smaller than this are cheaper to copy together than to send apart
+FIRST_CALL = 2**62  # ids that workers give begin here, so that they are never those of the front
 JOINED_UP_TO = 256 * 1024  # bytes of a frame of small tensors
 _LONGEST = LIMIT - HEADER_SIZE
 
@@ -66,11 +67,32 @@ class Kind(enum.IntEnum):
     WAKE = 13  # nothing -> nothing
     VALIDATE = 14  # LoadOrder -> nothing; in place of LOAD
 
+    # Models that take several requests as they are (see `conversing`).
+    ASK = 15  # list[(id of an INFER, the request's own id)]: these INFERs follow at once, as one group
+    RETURNED = 16  # of an ASK: the model can take the next one
+    ANSWER = 17  # as REPLY, of an INFER of a group; more may follow. REPLY is the last one
+    END = 18  # of an INFER of a group: there are no more. So is ERROR
+    READ = (
+        19  # int: so many answers to the request (or, from a worker: to its call) have been taken
+    )
+    FREED = 20  # list[(id, which)]: what lay in the arena for it is used no more (see `Lot`)
+
+    # What a model asks of the server; the ids are its worker's own, from FIRST_CALL on.
+    CALL = 21  # CallOrder, blobs -> CALLED ..., CALL_END or CALL_ERROR
+    CALLED = 22  # one answer, as REPLY; more may follow
+    CALL_END = 23  # bool: what `is_ready` came to, else true
+    CALL_ERROR = 24  # Failure
+    LEAVE = 25  # nothing: the rest of the call is not wanted. CALL_END still comes
+    MANAGE = 26  # ManageOrder -> CALL_END or CALL_ERROR
+
 
 # Plain numbers: making a Kind of one costs more than reading the whole header.
 INFER, STOP, REPLY, ERROR = int(Kind.INFER), int(Kind.STOP), int(Kind.REPLY), int(Kind.ERROR)
 GENERATE, CANCEL, PIECES = int(Kind.GENERATE), int(Kind.CANCEL), int(Kind.PIECES)
-SLEEP = int(Kind.SLEEP)
+SLEEP, ASK, RETURNED = int(Kind.SLEEP), int(Kind.ASK), int(Kind.RETURNED)
+ANSWER, END, READ, FREED = int(Kind.ANSWER), int(Kind.END), int(Kind.READ), int(Kind.FREED)
+CALL, CALLED, CALL_END = int(Kind.CALL), int(Kind.CALLED), int(Kind.CALL_END)
+CALL_ERROR, LEAVE, MANAGE = int(Kind.CALL_ERROR), int(Kind.LEAVE), int(Kind.MANAGE)
 
 
 class BrokenFrameError(Exception):
@@ -106,6 +128,32 @@ class Prepared(msgspec.Struct, array_like=True):
     path: str
 
 
+# What was sent through the arena: (id of an INFER, 0), or (-id of a CALL, n) for the n-th answer to it.
+Lot: TypeAlias = tuple[int, int]
+
+
+class CallOrder(msgspec.Struct, array_like=True):
+    """`blanks` and what follows: the request. `blocks`: nothing else of this instance runs before it is
+    answered, for the model's own thread waits for it."""
+
+    model: str
+    version: int | None
+    blocks: bool
+    id: str
+    blanks: list[Blank]
+    outputs: tuple[str, ...] = ()
+    parameters: dict[str, Any] = {}
+
+
+class ManageOrder(msgspec.Struct, array_like=True):
+    """`config`: what overrides the folder's, as JSON; only to load."""
+
+    what: Literal["load", "unload", "is_ready"]
+    model: str
+    version: int | None = None
+    config: str | None = None
+
+
 class _Stated(msgspec.Struct, array_like=True, gc=False):
     """A form in metadata."""
 
@@ -124,6 +172,12 @@ read_pieces = msgspec.msgpack.Decoder(list[tuple[int, Piece]]).decode
 read_ended = msgspec.msgpack.Decoder(Ended).decode
 read_orders = msgspec.msgpack.Decoder(list[AdapterOrder]).decode
 read_reports = msgspec.msgpack.Decoder(list[AdapterReport]).decode
+read_group = msgspec.msgpack.Decoder(list[tuple[int, str]]).decode
+read_count = msgspec.msgpack.Decoder(int).decode
+read_freed = msgspec.msgpack.Decoder(list[Lot]).decode
+read_call = msgspec.msgpack.Decoder(CallOrder).decode
+read_manage = msgspec.msgpack.Decoder(ManageOrder).decode
+read_verdict = msgspec.msgpack.Decoder(bool).decode
 read_nothing = msgspec.msgpack.Decoder(None).decode
 _read_stated = msgspec.msgpack.Decoder(_Stated).decode
 
@@ -259,6 +313,17 @@ def blobs_of(payload: memoryview, read: Read) -> list[memoryview]:
     if end > len(payload):
         raise BrokenFrameError("a tensor ends behind its frame")
     return [payload[span] for span in spans]
+
+
+def blobs_behind(payload: memoryview, meta: int, sizes: Sequence[int]) -> list[memoryview]:
+    """As `blobs_of`, behind any metadata. Raises BrokenFrameError."""
+    at, found = meta + -meta % ALIGN, []
+    for size in sizes:
+        if size < 0 or (at + size > len(payload) and size):
+            raise BrokenFrameError("a tensor ends behind its frame, or before it begins")
+        found.append(payload[at : at + size])
+        at += size + -size % ALIGN
+    return found
 
 
 def places_of(

@@ -36,6 +36,7 @@ from repository.hosts import failures, snapshots, together
 from repository.hosts.threads import threads_for
 from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded
+from repository.responding import Responses
 from repository.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -151,9 +152,12 @@ class InlineHost:
         self._sleeps = "sleep" in loaded[0].abilities
         return together.loaded(loaded)
 
-    def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]:
-        runner = min(self._runners, key=lambda r: r.waiting)
+    def infer(self, request: InferRequest, at: int | None = None) -> asyncio.Future[InferResponse]:
+        runner = min(self._runners, key=lambda r: r.waiting) if at is None else self._runners[at]
         return runner.do(partial(self._infer, runner, request))
+
+    def ask(self, requests: Sequence[Responses], at: int | None = None) -> asyncio.Future[None]:
+        raise NotImplementedError("a model that is asked so is not loaded here")
 
     def generate(
         self, request: GenerateRequest, tell: Callable[[Piece], None]
@@ -228,7 +232,12 @@ class InlineHost:
 
     def _load(self, runner: Runner, backend: str, order: Order) -> Loaded:
         def load() -> Loaded:
-            runner.backend = registry.make(backend)
+            runner.backend = registry.make(backend, order.config)
+            if hasattr(runner.backend, "ask"):
+                raise LoadFailedError(
+                    f"backend '{backend}' needs a process of its own for each instance; "
+                    "set host to process"
+                )
             return runner.backend.load(order)
 
         loaded: Loaded = self._guard(load)
@@ -271,7 +280,7 @@ class InlineHost:
         runner.backend, runner.asleep = runner.asleep, None
 
     def _validate(self, runner: Runner, order: Order, backend: str) -> None:
-        runner.backend = registry.make(backend)
+        runner.backend = registry.make(backend, order.config)
         if hasattr(runner.backend, "validate"):
             cast("Validates", runner.backend).validate(order)
 

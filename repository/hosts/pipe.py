@@ -10,8 +10,11 @@ from __future__ import annotations
 import mmap
 import select
 import socket
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from repository.hosts import frames
 from repository.hosts.frames import HEADER_SIZE, Header
@@ -30,6 +33,7 @@ class Frame(NamedTuple):
 class Pipe:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._sending = threading.Lock()
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._buffer = memoryview(mmap.mmap(-1, SMALL))
@@ -51,6 +55,27 @@ class Pipe:
         self._at += total
         return Frame(header, payload)
 
+    def take(self) -> Frame | None:
+        """As `receive`, but the payload is the frame's own, and stays."""
+        if self._have - self._at < HEADER_SIZE and not self._fill(HEADER_SIZE):
+            return None
+        header = frames.unpack(self._buffer, self._at)
+        length = header[0]
+        if HEADER_SIZE + length <= SMALL:
+            frame = self.receive()
+            return None if frame is None else Frame(header, memoryview(bytearray(frame.payload)))
+        whole = np.empty(length, np.uint8).data  # its pages are written once: by the kernel
+        self._at += HEADER_SIZE
+        have = min(self._have - self._at, length)
+        whole[:have] = self._buffer[self._at : self._at + have]
+        self._at += have
+        while have < length:
+            got = self._sock.recv_into(whole[have:])
+            if got == 0:
+                return None
+            have += got
+        return Frame(header, whole)
+
     @property
     def ready(self) -> bool:
         """A whole frame is here: `receive` will not wait. Raises BrokenFrameError."""
@@ -66,7 +91,11 @@ class Pipe:
         return self._have > self._at or bool(self._poll.poll(0))
 
     def send(self, parts: Sequence[Buffer]) -> None:
-        """All of it, large parts without a copy."""
+        """All of it, large parts without a copy. Any thread may send."""
+        with self._sending:
+            self._send(parts)
+
+    def _send(self, parts: Sequence[Buffer]) -> None:
         if len(parts) == 1:
             self._sock.sendall(parts[0])
             return

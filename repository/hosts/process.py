@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from repository.adapters.orders import AdapterOrder, AdapterReport
 from repository.backends import registry
+from repository.calling import Caller
 from repository.errors import InvalidRequestError, LoadFailedError
 from repository.generate import Ended, GenerateRequest, Piece
 from repository.hosts import arena, frames, snapshots, together
@@ -30,82 +31,27 @@ from repository.hosts.arena import Arena
 from repository.hosts.asking import LARGE, Asking
 from repository.hosts.channel import Channel
 from repository.hosts.frames import Kind, LoadOrder
+from repository.hosts.groups import only_answer
 from repository.hosts.threads import threads_for
-from repository.hosts.zygotes import Child, Zygotes
+from repository.hosts.workers import Worker
+from repository.hosts.zygotes import Zygotes
 from repository.lifecycle.placement import Memory, all_memory
 from repository.messages import InferRequest, InferResponse, Loaded
+from repository.responding import Responses
 from repository.spec import ModelSpec
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 TERM_S = 1.0  # between SIGTERM and SIGKILL
-EOF_S = 2.0  # how long a worker may live on after it closed its socket
 _busy = attrgetter("busy")
 VALIDATED_S = 1.0  # a worker has nothing to unload that has only looked
 LATE_S = 10.0  # a killed process that is still there then is reported
 
 
-class Worker:
-    """One child and the channel to it.
-
-    `ended` resolves with how its process ended, in words, and not before every answer that it had
-    still sent has been read: the report of its end may well overtake them.
-    """
-
-    def __init__(self, child: Child) -> None:
-        self.child = child
-        self.channel: Channel | None = None
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._how = ""
-        self._lost = True  # until there is a channel
-        self._timer: asyncio.TimerHandle | None = None
-        child.exited.add_done_callback(self._on_exit)
-
-    async def connect(self, asking: Asking) -> None:
-        self._lost = False
-        self.channel = await Channel.open(self.child.sock, self._on_lost, asking)
-
-    @property
-    def busy(self) -> int:
-        return self.channel.pending if self.channel is not None else 0
-
-    def _on_lost(self, why: str) -> None:
-        """The socket closed; the report of how the process ended follows, or it is made to."""
-        self._lost = True
-        self._how = why
-        if self.child.exited.done():
-            self._how = why or self.child.exited.result()
-            self._end()
-        else:
-            self._later(0.0 if why else EOF_S, partial(self.child.signal, signal.SIGKILL))
-
-    def _on_exit(self, exited: asyncio.Future[str]) -> None:
-        self._how = self._how or exited.result()
-        if self._lost:
-            self._end()
-        else:
-            # Something that the model forked may hold the socket open a little longer.
-            self._later(EOF_S, self._end)
-
-    def _later(self, delay_s: float, what: Callable[[], None]) -> None:
-        self._timer = asyncio.get_running_loop().call_later(delay_s, what)
-
-    def _end(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self.ended.done():
-            self.ended.set_result(self._how)
-
-    def close(self) -> None:
-        if self.channel is not None:
-            self.channel.close()
-        else:
-            self.child.sock.close()
-
-
 class ProcessHost:
     """`threads` per worker; None: the cores divided among the instances. `extra` reaches the
-    backend. `arena_size` in bytes, 0: all tensors go through the sockets."""
+    backend. `arena_size` in bytes, 0: all tensors go through the sockets. `caller`: whom its model may
+    ask for other models; None: nobody."""
 
     def __init__(
         self,
@@ -116,9 +62,13 @@ class ProcessHost:
         threads: int | None = None,
         extra: dict[str, Any] | None = None,
         arena_size: int = arena.SIZE,
+        caller: Caller | None = None,
     ) -> None:
         self.died: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.slots = instances
+        self.blocked: dict[object, list[Any]] = {}  # see `calls.Waits`
+        self._caller = caller
+        self._asks = False
         self._zygotes = zygotes
         self._state_dir = state_dir
         self._threads = threads
@@ -157,6 +107,7 @@ class ProcessHost:
             ]
             loaded = together.loaded(await _all_or_none(loading), [w.child.pid for w in workers])
             self._abilities = loaded.abilities
+            self._asks = "ask" in loaded.abilities
             return loaded
         except BaseException:
             self._stopping = True
@@ -183,7 +134,7 @@ class ProcessHost:
         shared = self._arena.fd if self._arena is not None else -1
         worker = Worker(await self._zygotes.fork(framework, name, shared))
         self._workers.append(worker)
-        await worker.connect(self._asking)
+        await worker.connect(self._asking, self._caller, self)
         worker.ended.add_done_callback(partial(self._on_end, worker))
         if self._stopping:
             worker.child.signal(signal.SIGKILL)
@@ -214,7 +165,7 @@ class ProcessHost:
             threads=threads_for(spec.config, self.slots, self._threads),
             instance=instance,
             private=self._snapshot is not None and path == os.fspath(self._snapshot),
-            extra=self._extra,
+            extra={**self._extra, "folder": os.fspath(spec.folder)},
         )
 
     async def _ask(self, worker: Worker, kind: Kind, order: LoadOrder, read: Any) -> Any:
@@ -223,12 +174,23 @@ class ProcessHost:
 
     # use ----------------------------------------------------------------------------------------
 
-    def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]:
+    def infer(self, request: InferRequest, at: int | None = None) -> asyncio.Future[InferResponse]:
+        channel = self._channel(at)
+        return only_answer(channel, request) if self._asks else channel.infer(request)
+
+    def ask(self, requests: Sequence[Responses], at: int | None = None) -> asyncio.Future[None]:
+        assert self._asks, "the model takes one request at a time"
+        return self._channel(at).converse(requests)
+
+    def _channel(self, at: int | None) -> Channel:
         workers = self._workers
-        worker = workers[0] if len(workers) == 1 else min(workers, key=_busy)
+        if at is not None:
+            worker = workers[at]
+        else:
+            worker = workers[0] if len(workers) == 1 else min(workers, key=_busy)
         channel = worker.channel
         assert channel is not None, "infer before load"
-        return channel.infer(request)
+        return channel
 
     def generate(
         self, request: GenerateRequest, tell: Callable[[Piece], None]
@@ -346,13 +308,13 @@ class ProcessHost:
         if not await self._until_gone(LATE_S):
             log.warning("the worker of %s does not end; its memory is not back", self._model)
             await self._until_gone(None)
-        self._close()
+        await self._close()
         if self._snapshot is not None:
             await asyncio.to_thread(snapshots.remove, self._snapshot)
 
-    def _close(self) -> None:
+    async def _close(self) -> None:
         for worker in self._workers:
-            worker.close()
+            await worker.close()
         if self._arena is not None:
             self._arena.close()
 

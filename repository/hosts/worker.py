@@ -1,5 +1,6 @@
 """The main of a worker: one process, one backend, one model, one request after the other (or, where
-the backend generates text, a step of all that run: see `stepping`).
+the backend generates text, a step of all that run: see `stepping`; or, where it takes requests as they
+are, a group of them: see `conversing`).
 
 Forked by the zygote. It leads its own process group, hears nothing but its socket, and ends when
 the socket ends, when it is told to stop (after what was asked before), at SIGTERM, or when the
@@ -9,6 +10,7 @@ protocol, or a broken GPU, ends the worker with an error.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import faulthandler
 import io
@@ -26,12 +28,13 @@ from typing import NoReturn, cast
 from repository import linux
 from repository.adapters.orders import AdapterReport
 from repository.backends import registry
-from repository.backends.abilities import Adapts, Generates, Measures, Sleeps, Validates
+from repository.backends.abilities import Adapts, Asks, Generates, Measures, Sleeps, Validates
 from repository.backends.base import Backend, Order, RoomyBackend
 from repository.errors import InferenceFailedError, InvalidRequestError, RepositoryError
 from repository.hosts import failures, frames, snapshots, together, visible
 from repository.hosts.answering import Answering
 from repository.hosts.arena import Window
+from repository.hosts.conversing import Conversing
 from repository.hosts.frames import ERROR, INFER, REPLY, STOP, BrokenFrameError, Kind, LoadOrder
 from repository.hosts.pipe import Frame, Pipe
 from repository.hosts.stepping import Stepping
@@ -53,6 +56,8 @@ class Worker:
 
     def __init__(self, pipe: Pipe, window: Window | None) -> None:
         self._pipe = pipe
+        self._window = window
+        self._talk: Conversing | None = None  # with a backend that takes requests as they are
         self._answering = Answering(window)
         self._backend: Backend | None = None
         self._roomy: RoomyBackend | None = None  # the same, if it can
@@ -67,7 +72,9 @@ class Worker:
     def run(self) -> None:
         if not self._until_loaded():
             return
-        if hasattr(self._backend, "step"):
+        if self._talk is not None:
+            self._talk.run(lambda: self._backend, self._answer)
+        elif hasattr(self._backend, "step"):
             generates = cast("Generates", self._backend)
             Stepping(self._pipe, generates, self._answer, self._fault).run()
         else:
@@ -76,7 +83,7 @@ class Worker:
     def _until_loaded(self) -> bool:
         """False: there is nothing more to do."""
         while not self._loaded:
-            frame = self._pipe.receive()
+            frame = self._pipe.receive() if self._talk is None else self._talk.take()
             if frame is None or frame.header[3] == STOP:
                 return False
             self._pipe.send(self._answer(frame))
@@ -118,7 +125,7 @@ class Worker:
             return frames.pack(REPLY, number, self._other(frame))
         except RepositoryError as error:
             failure = error
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the model's edge
+        except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - the model's edge
             failure = self._foreign(error, kind)
         return frames.pack(ERROR, number, frames.encode(failures.to_wire(failure)))
 
@@ -184,7 +191,7 @@ class Worker:
         self._backend, self._asleep = self._asleep, None
 
     def _validate(self, order: LoadOrder) -> None:
-        self._backend = backend = registry.make(order.backend)
+        self._backend = backend = registry.make(order.backend, order.config)
         if hasattr(backend, "validate"):
             cast("Validates", backend).validate(self._order(order))
 
@@ -195,8 +202,14 @@ class Worker:
 
     def _load(self, order: LoadOrder) -> Loaded:
         self._visible = visible.only(order.device, order.extra)
-        self._backend = registry.make(order.backend)
+        self._backend = registry.make(order.backend, order.config)
+        if hasattr(self._backend, "meet"):
+            self._talk = Conversing(self._pipe, self._window, self._fault)
+            cast("Asks", self._backend).meet(self._talk.others)
+            self._talk.start()  # from here on it alone reads the socket
         loaded = self._backend.load(self._order(order))
+        if self._talk is not None:
+            self._talk.decoupled = "decoupled" in loaded.abilities
         if hasattr(self._backend, "infer_into"):
             self._roomy = cast("RoomyBackend", self._backend)
         loaded.details.setdefault("pid", os.getpid())

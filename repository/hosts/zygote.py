@@ -64,7 +64,7 @@ TEXT = (
 )
 FRAMEWORKS = {
     "onnx": ("numpy", "repository.backends.onnx", "onnxruntime"),
-    "python": ("numpy", "repository.backends.python"),
+    "python": ("numpy", "repository.backends.python", "repository.backends.triton.backend"),
     "torch": TORCH,
     "text": TEXT,
 }
@@ -118,7 +118,10 @@ class Zygote:
 
     def _obey(self) -> bool:
         """Does what one message says. False: the server is gone."""
-        data, fds, _, _ = socket.recv_fds(self._control, PACKET, MOST_FDS)
+        try:
+            data, fds, _, _ = socket.recv_fds(self._control, PACKET, MOST_FDS)
+        except ConnectionResetError:  # it was killed before it had read what we told it
+            return False
         if not data:
             return False
         message: dict[str, Any] = msgspec.msgpack.decode(data)

@@ -10,21 +10,23 @@ import asyncio
 import enum
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from repository.errors import ModelNotReadyError
 from repository.lifecycle.placement import NO_CREDIT, NOWHERE, Credit, Memory, Placement
+from repository.lifecycle.spreading import shared
 from repository.lifecycle.states import TERMINAL, Event, State, advance
 from repository.messages import Loaded
 from repository.spec import ModelSpec
+from repository.tensors import Tensor
 
 if TYPE_CHECKING:
     from repository.adapting.fitting import Fitting
     from repository.adapting.rows import RowAdapters
-    from repository.batching import Batcher
+    from repository.entrance import Line
     from repository.hosts.base import Host
     from repository.signature import Signature
     from repository.streaming import Streams
@@ -33,7 +35,10 @@ STORY_LENGTH = 64  # steps kept per generation
 
 
 def first_choice(spec: ModelSpec) -> tuple[Placement, ...]:
-    """As it was estimated, on the best of the devices that it may go to."""
+    """As it was estimated, on the best of the devices that it may go to, or where its config says."""
+    if spec.config.devices:
+        needs = shared(spec.bytes_needed, spec.config.devices)
+        return (Placement(spec.config.devices, needs),)
     device = spec.devices[0]
     return (Placement((device,) * max(1, spec.config.instances), {device: spec.bytes_needed}),)
 
@@ -101,7 +106,10 @@ class Generation:
     forgiven: bool = False  # somebody has asked since: its fault counts for nothing any more
     loaded: Loaded | None = None
     signature: Signature | None = None  # what a request must look like; set from READY on
-    batcher: Batcher | None = None  # set from READY on
+    batcher: Line | None = None  # set from READY on
+    initial: Mapping[str, Tensor] = field(default_factory=dict)  # states of a new sequence
+    sequences: Collection[int | str] = ()  # ids of those that have begun and not ended
+    let_go: Callable[[], None] = lambda: None  # nobody can go on with one of them any more
     host: Host | None = None  # from LOADING on, until it is stopped or another's
     fitting: Fitting | None = None  # what its host knows of adapters, where the model takes them
     rows: RowAdapters | None = None  # beside it, from READY on
@@ -109,6 +117,7 @@ class Generation:
     held: dict[str, int] = field(default_factory=dict)  # device -> bytes of its ledger
     measured: Memory = field(default_factory=dict)  # as the host reported last
     pinned: bool = False  # nobody drives it out; what its config or a call says, within the cap
+    users: tuple[Generation, ...] = ()  # of ensembles, that need it to serve
     pin_refused: str = ""  # why it is not, though it was to be
     credit: Credit = NO_CREDIT  # how dear it is to those who look for somebody to evict
     leaked: int = 0  # bytes that had not come back when it had ended
@@ -226,6 +235,11 @@ class Generation:
         self.step(Event.WOKEN, f"by #{heir.serial}")
 
     @property
+    def decoupled(self) -> bool:
+        """A request may have any number of answers."""
+        return self.loaded is not None and "decoupled" in self.loaded.abilities
+
+    @property
     def work(self) -> Work:
         """Nothing before it was ready."""
         total = Work()
@@ -239,22 +253,24 @@ class Generation:
                 )
         return total
 
-    def lease(self) -> Lease:
-        """Keeps this generation alive for the length of a `with`, or from `begin` to `end`."""
-        return Lease(self)
+    def lease(self, *, late: bool = False) -> Lease:
+        """Keeps this generation alive for the length of a `with`, or from `begin` to `end`. `late`: for
+        what has begun here and goes on, also while it drains."""
+        return Lease(self, late=late)
 
 
 class Lease:
-    """Begins only in READY (else ModelNotReadyError), ends exactly once."""
+    """Begins only in READY (else ModelNotReadyError; `late`: or DRAINING), ends exactly once."""
 
-    __slots__ = ("generation",)
+    __slots__ = ("generation", "late")
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, *, late: bool = False) -> None:
         self.generation = generation
+        self.late = late
 
     def begin(self) -> Generation:
         gen = self.generation
-        if gen.state is not State.READY:
+        if gen.state is not State.READY and not (self.late and gen.state is State.DRAINING):
             raise ModelNotReadyError(f"model '{gen.spec.model}' is {gen.state}", retry_after_s=1.0)
         if gen.leases == 0:
             gen.idle.clear()

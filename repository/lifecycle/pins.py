@@ -35,6 +35,7 @@ class Pins:
     ) -> None:
         self.caps = dict(caps or {})
         self._note = note
+        self.carried: frozenset[str] = frozenset()  # models that pinned ensembles need
         self._said: dict[str, bool] = {}
 
     def recall(self, said: Mapping[str, bool]) -> None:
@@ -51,7 +52,7 @@ class Pins:
             self._note(model, None)
 
     def wants(self, spec: ModelSpec) -> bool:
-        return self._said.get(spec.model, spec.config.pin)
+        return self._said.get(spec.model, spec.config.pin) or spec.model in self.carried
 
     def cap(self, ledger: MemoryLedger) -> int:
         """Bytes of a device that pinned models may hold."""

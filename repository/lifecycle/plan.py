@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from repository.errors import FilesChangedError, NoDiskError, NoRoomError, WorkerDiedError
+from repository.errors import (
+    ComposingModelError,
+    FilesChangedError,
+    NoDiskError,
+    NoRoomError,
+    WorkerDiedError,
+)
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.states import RISING, TERMINAL, State
 from repository.lifecycle.wishes import Wanted
@@ -48,6 +54,23 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Footing:
+    """What an ensemble stands on: the models of its steps. `why` they cannot carry it, and with what the
+    first of them failed; "": all serve and fit together, or (`coming`) some are on their way."""
+
+    coming: bool = False
+    why: str = ""
+    error: BaseException | None = None
+
+    @property
+    def firm(self) -> bool:
+        return not self.coming and not self.why
+
+
+FIRM = Footing()
+
+
+@dataclass(frozen=True, slots=True)
 class Fallback:
     """What served until it left for a newer one, `heir`'s version, that does not serve yet."""
 
@@ -64,9 +87,10 @@ def plan(
     fits: Callable[[ModelSpec], bool] = lambda spec: True,
     resting: Mapping[int, Wanted] = NOTHING,
     fallback: Mapping[int, Fallback] = NOTHING,
+    footing: Callable[[ModelSpec], Footing] = lambda spec: FIRM,
 ) -> Plan:
     """The next step for one model. `wanted` and the versions of `generations` belong to that model.
-    `resting`: what may be asleep of it; `fallback`: by its version.
+    `resting`: what may be asleep of it; `fallback`: by its version; `footing`: of an ensemble.
 
     Guarantees:
     - a READY generation is retired only once a newer READY one of its version exists, or its version
@@ -80,6 +104,8 @@ def plan(
     - what found no room is tried again when `fits` says so, and not in the same breath;
     - where the old one left for a new one that will not serve, the old one is wanted in its place, and
       the new one not tried again until its files change or somebody asks;
+    - an ensemble is retired, whatever else, when a model that it needs does not serve any more, and
+      tried again when those models are back or on their way;
     - what sleeps is retired when nothing could wake it: it is neither what may rest nor what may come
       back, or a newer one serves.
     """
@@ -108,6 +134,7 @@ def plan(
         want = _instead(version, wanted.get(version), back, stuck)
         may_rest = (wanted.get(version), resting.get(version), back.wanted if back else None)
         retire += _overslept(gens, [w for w in may_rest if w is not None])
+        retire += _baseless(gens, footing)
         if want is None:
             retire += _farewell(gens, keep_ready=not all_serve)
             continue
@@ -116,7 +143,7 @@ def plan(
             continue
         if version in stuck and not want.back:  # an older version serves in its place
             continue
-        at = _may_start(gens, want, crash_limit, fits)
+        at = _may_start(gens, want, crash_limit, fits, footing)
         if at is not None and at <= now:
             start.append(Start(want))
         elif at is not None:
@@ -197,6 +224,15 @@ def staying(gens: Iterable[Generation]) -> list[Generation]:
     ]
 
 
+def _baseless(gens: list[Generation], footing: Callable[[ModelSpec], Footing]) -> list[Retire]:
+    """Those that have begun, and stand on nothing any more. (What is queued waits for it.)"""
+    return [
+        Retire(g.serial, found.why or "a model that it needs is loading again")
+        for g in staying(gens)
+        if g.state is not State.QUEUED and not (found := footing(g.spec)).firm
+    ]
+
+
 def _serves(gens: Iterable[Generation]) -> bool:
     return any(g.state is State.READY for g in staying(gens))
 
@@ -243,7 +279,11 @@ def _served_long(gen: Generation) -> bool:
 
 
 def _may_start(
-    gens: list[Generation], want: Wanted, crash_limit: int, fits: Callable[[ModelSpec], bool]
+    gens: list[Generation],
+    want: Wanted,
+    crash_limit: int,
+    fits: Callable[[ModelSpec], bool],
+    footing: Callable[[ModelSpec], Footing],
 ) -> float | None:
     """When a new generation may start (0.0: at once); None: not before something changes."""
     row = counting(gens, want, crash_limit=crash_limit)
@@ -254,9 +294,30 @@ def _may_start(
         return None  # still stopping: its end wakes the planner
     if isinstance(last.error, NoRoomError):
         return last.ended_at + REFUSED_S if fits(want.spec) else None
+    if isinstance(last.error, ComposingModelError):
+        return None if footing(want.spec).why else last.ended_at
     if not isinstance(last.error, PASSING):
         return None
     return None if _lost(row, crash_limit) else last.ended_at + _pause_s(row)
+
+
+def fault_of(
+    want: Wanted,
+    gens: Iterable[Generation],
+    *,
+    crash_limit: int,
+    fits: Callable[[ModelSpec], bool],
+    footing: Callable[[ModelSpec], Footing],
+) -> BaseException | None:
+    """Why nothing comes of it by itself; None: it will be tried, or tried again. `gens`: of its
+    version, oldest first."""
+    found = list(gens)
+    row = counting(found, want, crash_limit=crash_limit)
+    if not row or _may_start(found, want, crash_limit, fits, footing) is not None:
+        return None
+    last = row[-1]
+    dying = last.state is State.FAILING and isinstance(last.error, PASSING)
+    return None if dying and not _lost(row, crash_limit) else last.error
 
 
 def _lost(row: list[Generation], crash_limit: int) -> bool:
@@ -284,7 +345,7 @@ def hopeless(want: Wanted, gens: Iterable[Generation], *, now: float, crash_limi
     if not row or any(g.state in RISING for g in found):
         return False
     last = row[-1]
-    if isinstance(last.error, NoRoomError):
+    if isinstance(last.error, (NoRoomError, ComposingModelError)):
         return False
     if not isinstance(last.error, PASSING):
         return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from repository.errors import (
+    CapacityError,
+    ComposingModelError,
     FilesChangedError,
     IncompleteFilesError,
     LoadFailedError,
@@ -13,6 +15,7 @@ from repository.errors import (
     UntrustedCodeError,
     VersionNotFoundError,
     WorkerDiedError,
+    retold,
 )
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.states import RISING, State
@@ -82,6 +85,9 @@ def of_generation(gen: Generation, error: BaseException) -> RepositoryError:
     """To a load: the generation that it caused ended with `error`."""
     if isinstance(error, FilesChangedError):
         return SupersededError(f"the load of '{gen.spec.model}' was overtaken: {error}")
+    cause = error.__cause__
+    if isinstance(error, ComposingModelError) and isinstance(cause, CapacityError):
+        return retold(cause, str(error))  # with its numbers
     if isinstance(error, RepositoryError):
         return error
     found = LoadFailedError(f"{gen.spec.model} version {gen.spec.version}: {text_of(error)}")

@@ -58,7 +58,7 @@ def give_way(
     gens = list(residents)
     idle = _idle(short, gens, at)
     spared = {model[0].spec.model for model in idle if _serves(model[0])}
-    spared |= {g.spec.model for g in gens if _loads(g) or g.pinned}
+    spared |= {g.spec.model for g in gens if _loads(g) or g.pinned or _is_awaited(g)}
     busy: dict[str, Model] = {}
     for gen in gens:
         if _serves(gen) and gen.spec.model not in spared:
@@ -88,7 +88,10 @@ def turn_ends(gen: Generation, at: Moment) -> float:
     asked = gen.ready_at + at.min_residency_s
     if gen.leases == 0:
         asked = min(asked, gen.last_used + PAUSE_S)
-    return max(asked, 2 * gen.ready_at - gen.admitted_at) if at.pays else asked
+    if at.pays:
+        asked = max(asked, 2 * gen.ready_at - gen.admitted_at)
+    serving = [user for user in gen.users if user.ready_at is not None]  # they would leave with it
+    return max([asked, *(turn_ends(user, at) for user in serving)])
 
 
 def next_turn(residents: Iterable[Generation], at: Moment) -> float | None:
@@ -106,7 +109,7 @@ def _turn_is_over(model: Model, at: Moment) -> bool:
 
 def _turn_rank(model: Model) -> tuple[int, float, int]:
     ready = min(g.ready_at or 0.0 for g in model)
-    return (max(g.spec.config.priority for g in model), ready, min(g.serial for g in model))
+    return (max(_priority(g) for g in model), ready, min(g.serial for g in model))
 
 
 def _enough(short: Mapping[str, int], models: Iterable[Model]) -> list[Generation] | None:
@@ -151,6 +154,8 @@ def in_use(generations: Iterable[Generation]) -> set[str]:
 def _stays(gen: Generation) -> bool:
     if gen.retire_asked.is_set():
         return False
+    if any(_stays(user) for user in gen.users):
+        return True
     if gen.state in RISING:
         return gen.state is not State.QUEUED or gen.trigger.asked
     return gen.state is State.READY and (gen.leases > 0 or gen.pinned)
@@ -168,6 +173,16 @@ def _loads(gen: Generation) -> bool:
     """It is in the middle of it; one that is only queued has cost nothing yet."""
     rising = gen.state in RISING and gen.state is not State.QUEUED
     return rising and not gen.retire_asked.is_set()
+
+
+def _is_awaited(gen: Generation) -> bool:
+    """An ensemble that somebody has asked for cannot load without it."""
+    return any(_is_awaited(u) or (u.state in RISING and _stays(u)) for u in gen.users)
+
+
+def _priority(gen: Generation) -> int:
+    """It is as dear as what needs it."""
+    return max([gen.spec.config.priority, *(_priority(user) for user in gen.users)])
 
 
 def _may_leave(residents: Iterable[Generation]) -> list[Model]:
@@ -189,7 +204,7 @@ def _rank(
     return (
         not _is_asleep(model[0]),
         not _is_expired(model, at.now),
-        max(g.spec.config.priority for g in model),
+        max(_priority(g) for g in model),
         credit(model, short, at.clock),
         max(g.last_used for g in model),
         min(g.serial for g in model),

@@ -22,6 +22,7 @@ from repository.spec import ModelSpec
 class Word(enum.StrEnum):
     LOAD = "load"
     UNLOAD = "unload"
+    NEEDED = "needed"  # an ensemble that was wanted needs it: nobody's wish either, but it stays
     DEMAND = "demand"  # a request waited for it: nobody's wish, so it does not outlast a restart
     SLEEP = "sleep"  # somebody said so: not wanted, but what runs of it is kept where it can sleep
     EVICTED = "evicted"  # it made room for another, or idled too long; stays away until asked for
@@ -88,6 +89,28 @@ class Wishes:
         if not self.wants(model):
             self._remember(model)
             self._words[model] = Word.DEMAND
+
+    def need(self, model: str, *, asked: bool = False, said: bool = False) -> bool:
+        """An ensemble that is wanted needs it; is that new? What people or evictions said of the model
+        holds, unless somebody `asked` for the ensemble just now; and if he `said` so, that it was
+        unloaded or put to sleep counts no more."""
+        if self.wants(model) or (model in self._words and not asked):
+            return False
+        self._remember(model)
+        self._words[model] = Word.NEEDED
+        if said and self._said.get(model) is not Word.LOAD:
+            self._say(model, None)
+        return True
+
+    def spare(self, model: str) -> bool:
+        """Nothing needs it any more: it is wanted no longer if that was the only reason; was it?"""
+        if self._words.get(model) is not Word.NEEDED:
+            return False
+        self._words.pop(model)
+        self._before.pop(model, None)
+        if self.wants(model):  # by the mode
+            self._words[model] = Word.EVICTED
+        return True
 
     def granted(self, model: str) -> None:
         """Something of it serves: what was said before counts no more."""
@@ -169,7 +192,7 @@ class Wishes:
         word = self._words.get(model)
         if word is None:
             return self.everything or model in self.named
-        return word in (Word.LOAD, Word.DEMAND)
+        return word in (Word.LOAD, Word.NEEDED, Word.DEMAND)
 
     def word(self, model: str) -> Word | None:
         return self._words.get(model)

@@ -1,0 +1,102 @@
+"""What stands in front of one generation's host, and lets requests in: which kind it is follows from the
+model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+from repository.asks import AskLine
+from repository.batching import Batcher
+from repository.hosts.base import Host
+from repository.hosts.ensemble import EnsembleHost
+from repository.lifecycle.generation import Generation
+from repository.messages import InferRequest, InferResponse, Loaded
+from repository.passing import Passing
+from repository.responding import Responses
+from repository.sequences.book import Strategy
+from repository.sequences.line import SequenceLine
+from repository.sequences.oldest import instances_of
+from repository.sequences.strategy import strategy_of, within
+from repository.spec import ModelSpec
+
+
+class Line(Protocol):
+    """Where requests to one generation wait for their turn.
+
+    executions, samples   what was given to the model, and the rows in it
+    batches               rows of an execution -> how many there were, and their seconds
+    """
+
+    @property
+    def executions(self) -> int: ...
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def batches(self) -> dict[int, list[float]]: ...
+
+    @property
+    def queue_length(self) -> int: ...
+
+    @property
+    def in_flight(self) -> int: ...
+
+    def submit(self, request: InferRequest) -> asyncio.Future[InferResponse]:
+        """As `Batcher.submit`."""
+        ...
+
+    def open(self, request: InferRequest) -> Responses:
+        """The same for one that may have any number of answers. Raises as `submit`."""
+        ...
+
+    def room(self, size: int) -> memoryview | None: ...
+
+    def close(self, cause: BaseException) -> None:
+        """What waits and what runs fails with `cause`, and so does whatever comes later."""
+        ...
+
+
+def entrance(spec: ModelSpec, host: Host, loaded: Loaded, *, max_queue: int) -> Line:
+    if isinstance(host, EnsembleHost):
+        return Passing(host, loaded)
+    line = AskLine if "ask" in loaded.abilities else Batcher
+    return line(host, loaded, spec.config, max_queue=max_queue)
+
+
+def let_in(
+    gen: Generation, host: Host, loaded: Loaded, *, max_queue: int, clock: Callable[[], float]
+) -> None:
+    """Requests may come. `clock` in seconds, for sequences that wait or are silent."""
+    if gen.spec.config.sequences is None:
+        gen.batcher = entrance(gen.spec, host, loaded, max_queue=max_queue)
+        return
+    line = _sequenced(gen, host, loaded, max_queue, clock)
+    gen.batcher, gen.sequences, gen.let_go = line, line.open_sequences, line.let_go
+
+
+def _sequenced(
+    gen: Generation, host: Host, loaded: Loaded, max_queue: int, clock: Callable[[], float]
+) -> SequenceLine:
+    spec = gen.spec
+    inner = replace(spec, config=within(spec.config))
+
+    def strategy(line: SequenceLine) -> Strategy:
+        lines = [entrance(inner, one, loaded, max_queue=0) for one in instances_of(host)]
+        return strategy_of(line, host, spec.config, loaded, lines, clock)
+
+    return SequenceLine(
+        host,
+        spec.model,
+        spec.config,
+        loaded,
+        strategy,
+        max_queue=max_queue,
+        initial=gen.initial,
+        hold=partial(gen.lease, late=True),
+        clock=clock,
+    )
