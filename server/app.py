@@ -9,8 +9,6 @@ that Litestar then matches.
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,14 +18,15 @@ from typing import Any, cast
 
 from litestar import Litestar, Request, Response
 from litestar.di import Provide
-from litestar.types import ASGIApp, ControllerRouterHandler, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, ControllerRouterHandler, Receive, Scope, Send
 from litestar.utils import normalize_path
 
-from repository.errors import DrainingError, RepositoryError
+from repository.errors import RepositoryError
 from repository.repository import Repository
 from server import errors
-from server.auth import INFER, Gate, Key, scope_of
+from server.auth import INFER, Gate, Headers, Key, scope_of
 from server.auth import Scope as Right
+from server.binding import is_loopback
 from server.call import Door
 from server.codecs.djl_paths import folded
 from server.faces import (
@@ -42,26 +41,45 @@ from server.faces import (
     openai_embeddings,
     openai_text,
     v2_health,
+    v2_logging,
+    v2_repository,
+    v2_shm,
+    v2_trace,
 )
 from server.faces import models as model_face
+from server.faces.v2_generate import VERBS, generate, verb_of
 from server.faces.v2_infer import infer
-from server.limits import ASKED, MANAGEMENT_BODY, StrictRequest
+from server.limits import MANAGEMENT_BODY, StrictRequest
 from server.metrics import http as metrics_face
 from server.metrics.http import Metrics
 from server.openapi import pages
+from server.replies import Answer, note, refuse, request_id_of
+from server.restricted import Restrictions, group_of
 from server.scribes.scribes import Scribes
-from server.settings import Settings, is_loopback
+from server.settings import Settings
 from server.shapes import shape
+from server.triton.logs import LogSettings
+from server.triton.shm import CudaRegions, Regions
+from server.triton.sinks import sink_of
+from server.triton.trace_settings import start_of
+from server.triton.tracing import Tracer
 from server.turnstile import Turnstile
 
-audit = logging.getLogger("modeldepot.audit")
-
-REQUEST_ID = b"x-request-id"
-REQUEST_ID_LONGEST = 128
-ASKED_LONGEST = 200  # characters of a request that the audit log keeps
-
-
-EXTENSIONS = ("binary_tensor_data", "parameters")  # of KServe V2, as Triton names them
+EXTENSIONS = (  # of KServe V2, as Triton names them
+    "classification",
+    "sequence",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "system_shared_memory",
+    "cuda_shared_memory",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
+)
 FACES: tuple[ControllerRouterHandler, ...] = (
     native.router,
     memory.router,
@@ -73,6 +91,10 @@ FACES: tuple[ControllerRouterHandler, ...] = (
     events.router,
     health.router,
     v2_health.router,
+    v2_logging.router,
+    v2_repository.router,
+    v2_trace.router,
+    v2_shm.router,
     metrics_face.router,
     pages.router,
 )
@@ -85,23 +107,43 @@ def build_app(models: Repository, settings: Settings, metrics: Metrics | None = 
     local = is_loopback(settings.host) and not settings.insecure
     gate = Gate(settings.api_keys, refused=counts.auth_failed, local=local)
 
+    restricted = Restrictions(settings.http_restricted_api)
+    start = start_of(settings.trace_config)
+    tracer = counts.meter.tracer = Tracer(start, sink_of(start), models)
     scribes = Scribes()
     door = Door(
         models=models,
         meter=counts.meter,
-        authorize=partial(gate.check, need=Right.INFERENCE),
+        authorize=_infers(gate, restricted),
         epoch=gate.epoch,
         shed=counts.shed,
         max_body=settings.max_body,
         scribes=scribes,
+        regions=Regions(allowed=settings.allow_client_shm),
     )
     known = {
         "settings": settings,
         "metrics": counts,
         "info": info_of(settings),
         "strict": settings.strict_readiness,
+        "regions": door.regions,
+        "cuda_regions": CudaRegions(allowed=settings.allow_client_shm),
+        "logs": LogSettings(),
+        "tracer": tracer,
     }
-    return ModelDepot(models, gate, door, FACES, known)
+    return ModelDepot(models, gate, door, FACES, known, restricted)
+
+
+def _infers(gate: Gate, restricted: Restrictions) -> Callable[[Headers], object]:
+    """May whoever sends these headers ask for inference?"""
+    if not restricted:
+        return partial(gate.check, need=Right.INFERENCE)
+
+    def check(headers: Headers) -> None:
+        gate.check(headers, need=Right.INFERENCE)
+        restricted.check("inference", headers)
+
+    return check
 
 
 def info_of(settings: Settings) -> health.Info:
@@ -110,9 +152,6 @@ def info_of(settings: Settings) -> health.Info:
     except metadata.PackageNotFoundError:
         version = "0"
     return health.Info(settings.server_name, version, EXTENSIONS)
-
-
-CUT_OFF = "the server is shutting down, and this had not ended when its grace was over"
 
 
 class ModelDepot(Litestar):
@@ -125,14 +164,20 @@ class ModelDepot(Litestar):
         door: Door,
         faces: Sequence[ControllerRouterHandler],
         known: Mapping[str, Any],
+        restricted: Restrictions,
     ) -> None:
         self.models = models
         self.gate = gate
+        self.restricted = restricted
+        self.known = known
+        self.answering: asyncio.Task[None] | None = None  # the end of who else answers (gRPC)
         self.closing = asyncio.Event()  # set when the server begins to go; event streams end then
         self.door = door
         self._infer: ASGIApp = partial(infer, door=door)
         self._openai = _openai(door, known)
-        self._turnstile = Turnstile()
+        keepalive_s = known["settings"].keepalive
+        self._generate: ASGIApp = partial(generate, door=door, keepalive_s=keepalive_s)
+        self.turnstile = Turnstile()
         self._refusal = ""  # why the repository cannot be run
         values = {"models": models, "closing": self.closing, **known}
         super().__init__(
@@ -142,7 +187,11 @@ class ModelDepot(Litestar):
                 for name, value in values.items()
             },
             exception_handlers={Exception: render},
-            lifespan=[lambda _: self._running(), lambda _: _ending(door.scribes)],
+            lifespan=[
+                lambda _: self._running(),
+                lambda _: _ending(door.scribes),
+                lambda _: _undone(known["logs"], known["tracer"]),
+            ],
             request_class=StrictRequest,
             request_max_body_size=MANAGEMENT_BODY,
             openapi_config=None,
@@ -153,7 +202,12 @@ class ModelDepot(Litestar):
     def raw_paths(self) -> tuple[str, ...]:
         """What is answered past Litestar, which does not list it: POST, by exact path or (*) between
         two ends."""
-        return (*self._openai, "*".join(INFER))
+        ends = (INFER[1], *VERBS)
+        return (*self._openai, *(f"{INFER[0]}*{end}" for end in ends))
+
+    def _raw(self, path: str) -> ASGIApp | None:
+        """What answers it past Litestar, asks for the key itself, and is in no audit log."""
+        return self._openai.get(path) or (self._generate if verb_of(path) else None)
 
     def drain(self) -> None:
         """Not ready any more; event streams end; what runs goes on. Again: nothing."""
@@ -166,8 +220,8 @@ class ModelDepot(Litestar):
             path = scope["path"]
             if scope["method"] == "POST" and is_infer(path) and "//" not in path:
                 await self._infer(scope, receive, send)
-            elif path in self._openai:
-                await self._openai[path](scope, receive, _Answer(send, request_id_of(scope)))
+            elif (raw := self._raw(path)) is not None:
+                await raw(scope, receive, Answer(send, request_id_of(scope)))
             else:
                 await self._manage(scope, receive, send)
         elif kind == "lifespan":
@@ -180,6 +234,8 @@ class ModelDepot(Litestar):
         try:
             async with self.models.running():
                 yield
+                if self.answering is not None:  # its requests hold the models
+                    await asyncio.wait((self.answering,))
         except RepositoryError as error:
             self._refusal = str(error)
             raise
@@ -202,29 +258,30 @@ class ModelDepot(Litestar):
             return
         changes = method not in ("GET", "HEAD", "OPTIONS")
         client = ""  # who is counted at the turnstile, once let in
-        answer = _Answer(send, request_id_of(scope))
-        if path in self._openai:
-            await self._openai[path](scope, receive, answer)
+        answer = Answer(send, request_id_of(scope))
+        if (raw := self._raw(path)) is not None:
+            await raw(scope, receive, answer)
             return
         began, who = time.perf_counter(), None
         try:
             who = self.gate.check(scope["headers"], scope_of(method, path))
+            self.restricted.check(group_of(method, path), scope["headers"])
             if is_infer(path):
                 raise errors.WrongVerbError("POST")
             if changes:
                 client = self._let_in(scope, who)
         except errors.ServerError as error:
-            await _refuse(answer, path, error)
+            await refuse(answer, path, error)
         else:
             try:
                 await self._handle(scope, receive, answer, path)
             finally:
                 if client:
-                    self._turnstile.leave(client)
+                    self.turnstile.leave(client)
         if changes:
-            _note(scope, who, answer, time.perf_counter() - began)
+            note(scope, who, answer, time.perf_counter() - began)
 
-    async def _handle(self, scope: Scope, receive: Receive, answer: _Answer, path: str) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, answer: Answer, path: str) -> None:
         head = scope["method"] == "HEAD"  # type: ignore[typeddict-item]
         if head and path != events.PATH:  # which would never end
             # As GET: uvicorn, which has the scope as it came, keeps the body back.
@@ -234,13 +291,13 @@ class ModelDepot(Litestar):
         except asyncio.CancelledError:
             if not self.models.draining or answer.status:
                 raise
-            await _refuse(answer, path, DrainingError(CUT_OFF, retry_after_s=5.0))
+            await refuse(answer, path, errors.cut_off())
 
     def _let_in(self, scope: Scope, who: Key | None) -> str:
         """Raises TooManyRequestsError."""
         client = f"key {who.name}" if who else str((scope.get("client") or ("-",))[0])
         try:
-            self._turnstile.enter(client)
+            self.turnstile.enter(client)
         except errors.TooManyRequestsError:
             self.door.shed("rate_limit")
             raise
@@ -268,50 +325,17 @@ async def _ending(scribes: Scribes | None) -> AsyncGenerator[None]:
             await scribes.close()
 
 
+@asynccontextmanager
+async def _undone(logs: LogSettings, tracer: Tracer) -> AsyncGenerator[None]:
+    try:
+        yield
+    finally:
+        logs.undo()
+        await asyncio.to_thread(tracer.close)
+
+
 def is_infer(path: str) -> bool:
     return path.startswith(INFER[0]) and path.endswith(INFER[1])
-
-
-class _Answer:
-    """`send` that puts the request id on the answer and remembers its status."""
-
-    def __init__(self, send: Send, request_id: str) -> None:
-        self.status = 0
-        self.request_id = request_id
-        self._send = send
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = [*message.get("headers", ()), (REQUEST_ID, self.request_id.encode())]
-            message = {**message, "headers": headers}
-        await self._send(message)
-
-
-def request_id_of(scope: Scope) -> str:
-    """The client's own, if it is printable and short enough; else a new one."""
-    for name, value in scope["headers"]:
-        if name == REQUEST_ID and 0 < len(value) <= REQUEST_ID_LONGEST:
-            text = value.decode("latin-1")
-            if text.isascii() and text.isprintable():
-                return text
-    return secrets.token_hex(16)
-
-
-def _note(scope: Scope, who: Key | None, answer: _Answer, took_s: float) -> None:
-    """Who asked for what, and how it ended. `repr` keeps a client from writing lines of its own."""
-    asked = repr(scope.get("state", {}).get(ASKED, ""))[:ASKED_LONGEST]
-    audit.info(
-        "key=%s client=%s %s %r asked=%s status=%d took=%.3fs request=%s",
-        repr(who.name) if who else "-",
-        (scope.get("client") or ("-",))[0],
-        scope["method"],  # type: ignore[typeddict-item]
-        scope["path"][:ASKED_LONGEST],
-        asked,
-        answer.status,
-        took_s,
-        answer.request_id,
-    )
 
 
 def render(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -321,17 +345,6 @@ def render(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
     status, body = shape(path, error)
     headers = errors.headers_of(error)
     return Response(body, status_code=status, media_type="application/json", headers=headers)
-
-
-async def _refuse(
-    send: Send | _Answer, path: str, error: errors.ServerError | RepositoryError
-) -> None:
-    status, body = shape(path, error)
-    headers = {**errors.headers_of(error), "content-type": "application/json"}
-    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    raw.append((b"content-length", b"%d" % len(body)))
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def _always(value: Any) -> Callable[[], Any]:

@@ -63,6 +63,10 @@ TABLE: tuple[_Row, ...] = (
     _Row(_READ, "/v1/devices", Scope.METRICS),  # the machine's figures, as /metrics has them
     _Row(_READ, "/v2", Scope.INFERENCE),
     _Row(_READ, "/v2/models/", Scope.INFERENCE),
+    _Row(_READ, "/v2/logging", Scope.METRICS),
+    _Row(_READ, "/v2/trace/setting", Scope.METRICS),
+    _Row(_READ | _WRITE, "/v2/systemsharedmemory/", Scope.INFERENCE),
+    _Row(_READ | _WRITE, "/v2/cudasharedmemory/", Scope.INFERENCE),
     _Row(_READ, "/v1/models", Scope.INFERENCE),
     _Row(_READ, "/v1/models/", Scope.INFERENCE),
     _Row(_READ, "/v1/events", Scope.INFERENCE),
@@ -72,16 +76,18 @@ TABLE: tuple[_Row, ...] = (
     _Row(_READ, "/adapters", Scope.INFERENCE),
     _Row(_READ, "/adapters/", Scope.INFERENCE),
     _Row(_READ, "/device/", Scope.INFERENCE),
+    _Row(_WRITE, "/v2/repository/index", Scope.INFERENCE),
     _Row(_WRITE, "/v1/completions", Scope.INFERENCE),
     _Row(_WRITE, "/v1/chat/completions", Scope.INFERENCE),
     _Row(_WRITE, "/v1/embeddings", Scope.INFERENCE),
 )
 INFER = ("/v2/models/", "/infer")
+_ASKS = ("/infer", "/generate", "/generate_stream")
 
 
 def scope_of(method: str, path: str) -> Scope | None:
     """What a call needs; None is open. `path` is decoded and normalised, as the router sees it."""
-    if method in _WRITE and path.startswith(INFER[0]) and path.endswith(INFER[1]):
+    if method in _WRITE and path.startswith(INFER[0]) and path.endswith(_ASKS):
         return Scope.INFERENCE
     for row in TABLE:
         if method in row.methods and (
@@ -177,6 +183,10 @@ class Gate:
             raise ForbiddenError(f"key '{found.key.name}' lacks the scope '{need}'")
         self._refused(need)
         raise UnauthorizedError(found)
+
+    def knows(self, headers: Headers) -> bool:
+        """Whether they show a key that there is, whatever it may do; or keys are not asked for."""
+        return self._path is None or not isinstance(self._who(headers), str)
 
     def _who(self, headers: Headers) -> _Held | str:
         """The key that was sent, or in words why there is none."""

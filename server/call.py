@@ -16,7 +16,7 @@ come or go.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from repository.errors import (
     CapacityError,
     DrainingError,
     FailedError,
-    InferenceFailedError,
+    InvalidTensorError,
     QueueFullError,
     RequestTimeoutError,
     StillLoadingError,
@@ -34,24 +34,23 @@ from repository.errors import (
 from repository.lifecycle.generation import Generation, Lease
 from repository.messages import InferRequest, InferResponse
 from repository.repository import Repository
-from repository.tensors import Buffer
-from server import errors
-from server.codecs import v2_binary
+from repository.tensors import Buffer, Tensor
+from server import errors, extras
+from server.codecs import squeeze, v2_binary
+from server.codecs.squeeze import Wish
 from server.codecs.v2_binary import Encoded
 from server.codecs.v2_paths import Route, route_of
 from server.codecs.v2_plan import RAW_PLAN, Plan, known_plan_of, naming, plan_of
+from server.heads import Header, refusal_headers
 from server.intake import MAX_BODY, MAX_CHUNKS, adapter_of, read_headers
 from server.metrics.meter import UNKNOWN_MODEL, InferMeter, Outcome
 from server.metrics.traces import Trace, trace_of
 from server.scribes.scribes import LARGE_JSON, Scribes, writes_large
+from server.triton.shm import Regions
 from server.waiting import WaitingRoom
 
-Header = tuple[bytes, bytes]  # names in lower case
-
-CODE_HEADER = b"x-modeldepot-code"
-JSON = (b"content-type", b"application/json")
-BINARY = (b"content-type", b"application/octet-stream")
-CLOSE = (b"connection", b"close")
+NOTHING = memoryview(b"")
+DECOUPLED = "HTTP end point doesn't support models with decoupled transaction policy"
 SHED: dict[type[Exception], str] = {
     QueueFullError: "queue_full",
     DrainingError: "draining",
@@ -64,13 +63,16 @@ SHED: dict[type[Exception], str] = {
 class Head(NamedTuple):
     """What the head of an admitted request says. `length`: bytes of the body, -1 where it is not
     said; `json_length`: Inference-Header-Content-Length as it came; `adapter`: the one that it names
-    for all rows; `trace`: the one that it is part of, for whoever measures."""
+    for all rows; `trace`: the one that it is part of, for whoever measures; `packing`: what the body
+    is compressed with; `wish`: what the answer may be."""
 
     route: Route
     length: int
     json_length: bytes | None
     adapter: str | None = None
     trace: Trace | None = None
+    packing: str | None = None
+    wish: Wish | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +84,8 @@ class Door:
     shed        is told why one was turned away for want of room or time
     scribes     for large JSON; without them it is read and written on the loop
     waiting     where requests are whose model loads
+    regions     clients' shared memory
+    aside       threads for what would hold up the loop
     """
 
     models: Repository
@@ -93,6 +97,8 @@ class Door:
     max_chunks: int = MAX_CHUNKS
     scribes: Scribes | None = None
     waiting: WaitingRoom = field(default_factory=WaitingRoom)
+    regions: Regions = field(default_factory=Regions)
+    aside: extras.Aside = field(default_factory=extras.Aside)
 
     def admit(self, method: str, path: str, headers: Iterable[Header], query: bytes) -> Head:
         """Raises what the request is to be refused with before its body is read."""
@@ -102,9 +108,16 @@ class Door:
             raise errors.NoSuchPathError("Not Found")
         if method != "POST":
             raise errors.WrongVerbError("POST")
-        announced = read_headers(headers, self.max_body)
-        adapter = adapter_of(query, headers)
-        return Head(route, announced.length, announced.json_length, adapter, trace_of(headers))
+        length, json_length, packing, accepts = read_headers(headers, self.max_body, packed=True)
+        return Head(
+            route,
+            length,
+            json_length,
+            adapter_of(query, headers),
+            trace_of(headers),
+            None if packing is None else squeeze.packing_of(packing),
+            None if accepts is None else squeeze.wish_of(accepts),
+        )
 
     def note(self, error: Exception, path: str) -> Outcome | None:
         """Tells whoever has to know that a request was refused. Returns how it is counted."""
@@ -124,10 +137,11 @@ class Call:
     """One request. The stages in the order above; `path` is for the log."""
 
     __slots__ = (
-        "_asked", "_began", "_blobs", "_ended", "_heard", "_lease", "_outcome", "_plan", "_raw",
-        "_read", "_response", "_rows", "_text", "_used", "batch_size", "compute_s", "door", "head",
-        "model", "path", "queue_s", "samples", "version",
+        "_asked", "_began", "_blobs", "_ended", "_given", "_heard", "_lease", "_outcome", "_plan",
+        "_raw", "_read", "_response", "_rows", "_text", "_used", "batch_size", "compute_s", "door",
+        "head", "model", "path", "queue_s", "samples", "version",
     )  # fmt: skip
+    _given: extras.Given  # where the plan has extras
 
     def __init__(self, door: Door, path: str) -> None:
         self.door = door
@@ -146,49 +160,71 @@ class Call:
     # the request ----------------------------------------------------------------------------------
 
     def take(self, head: Head, body: Buffer) -> None:
-        """The whole body is here. Raises InvalidRequestError."""
+        """The whole body is here. Raises what the request is to be refused with."""
         self._read = True  # the connection can be used again
         self.head = head
         self._text: Buffer
-        if head.json_length is None and len(body) >= LARGE_JSON and self.door.scribes is not None:
+        json_length = head.json_length
+        if head.packing is not None or (
+            json_length is None and len(body) >= LARGE_JSON and self.door.scribes is not None
+        ):
             # All of it is JSON, and a copy of it would hold up the loop as long as a hundred requests.
-            self._text, self._blobs, self._raw = body, memoryview(b""), False
+            self._text, self._blobs, self._raw = body, NOTHING, False
             return
-        self._text, self._blobs = v2_binary.split(body, head.json_length)
-        self._raw = head.json_length is not None and not self._text
+        self._text, self._blobs = v2_binary.split(body, json_length)
+        self._raw = json_length is not None and not self._text
+        if len(self._text) < LARGE_JSON or self.door.scribes is None:
+            self._plan = self._planned()
 
     @property
     def is_long(self) -> bool:
         """`read` must come before `ask`."""
-        return len(self._text) >= LARGE_JSON and self.door.scribes is not None
+        plan = self._plan
+        return plan is None or (plan.extras is not None and bool(plan.extras.taken))
 
     async def read(self) -> None:
-        """Reads a long request without holding up the loop. Raises as `ask` does."""
-        assert self.door.scribes is not None
-        self._plan = naming(await self.door.scribes.plan_of(self._text), self.head.adapter)
-        self._text = b""  # a large body need not be kept until the answer
+        """Reads a request that is long, compressed or in shared memory, without holding up the loop.
+        Raises as `ask` does."""
+        door = self.door
+        if self.head.packing is not None:
+            body = await extras.inflate(door.aside, self._text, door.max_body)
+            self.take(self.head._replace(packing=None), body)
+        plan = self._plan
+        if plan is None:
+            assert door.scribes is not None
+            plan = naming(await door.scribes.plan_of(self._text), self.head.adapter)
+            self._text = b""  # a large one need not be kept until the answer
+        if plan.extras is not None and plan.extras.taken:
+            plan = await extras.fetch(door.aside, door.regions, plan, door.max_body)
+        self._plan = plan
 
     def ask(self) -> asyncio.Future[InferResponse]:
         """Asks the model. Raises what the request is to be refused with."""
         plan = self._plan
-        if plan is None:
-            plan = self._plan = self._planned()
+        assert plan is not None, "it is long, and has not been read"
         door = self.door
         lease = self._lease
         if lease is None:
-            lease = door.models.lease(*self.head.route)
+            lease = door.models.lease(*self.head.route, plan.parameters)
             lease.begin()
             self._lease = lease
         gen = lease.generation
         spec = gen.spec
         self.model, self.version = spec.model, spec.version
         door.meter.begin(spec.model, spec.version)
-        if self._raw:
-            request = _raw(gen, self._blobs)
-            request.parameters = plan.parameters
-        else:
-            request = v2_binary.assemble(plan, self._blobs, spec.model)
-        future = door.models.infer(gen, request)
+        if gen.decoupled:
+            raise errors.UnsupportedError(DECOUPLED)
+        try:
+            if self._raw:
+                request = extras.raw_request(gen, self._blobs)
+                request.parameters = plan.parameters
+            else:
+                request = v2_binary.assemble(plan, self._blobs, spec.model)
+            if plan.extras is not None:
+                self._given = extras.check(door.regions, plan.extras, gen)
+            future = door.models.infer(gen, request)
+        except InvalidTensorError as error:
+            raise errors.said_of(error, plan.id, spec.model) from None
         self._used = True
         self._asked = self._asked or perf_counter()
         self._rows = _rows(gen, request)
@@ -234,17 +270,38 @@ class Call:
     @property
     def answers_long(self) -> bool:
         """`write` must be used in place of `answer`."""
-        plan = self._plan
+        plan, wish = self._plan, self.head.wish
         assert plan is not None
+        if plan.extras is not None:
+            return True
+        if wish is not None and extras.pays(wish, plan, self._response):
+            return True
         if (plan.rest_binary and not plan.outputs) or self.door.scribes is None:
             return False
         return writes_large(plan, self._response)
 
     async def write(self) -> Encoded:
-        """Writes a long answer without holding up the loop. Raises as `answer` does."""
-        scribes = self.door.scribes
-        assert scribes is not None and self._plan is not None
-        return await scribes.encode(self._plan, self._response, self.model, self.version)
+        """Writes a long answer without holding up the loop, or one with something to it. Raises as
+        `answer` does."""
+        plan, wish, aside = self._plan, self.head.wish, self.door.aside
+        assert plan is not None and self._lease is not None
+        if plan.extras is not None:
+            gen = self._lease.generation
+            self._response = await extras.finish(
+                aside, plan.extras, self._given, self._response, gen
+            )
+        encoded = await self._written(plan)
+        if wish is not None and extras.pays(wish, plan, self._response):
+            encoded = await extras.squeezed(aside, encoded, wish)
+        return encoded
+
+    async def _written(self, plan: Plan) -> Encoded:
+        scribes, response = self.door.scribes, self._response
+        if scribes is None or not writes_large(plan, response):
+            return self.answer()
+        if plan.extras is not None and plan.extras.given:  # which scribes do not know
+            return await self.door.aside.do(False, self.answer)
+        return await scribes.encode(plan, response, self.model, self.version)
 
     def answer(self) -> Encoded:
         """Raises what the request is to be refused with after all."""
@@ -284,31 +341,32 @@ class Call:
             samples=self.samples,
             batch_size=self.batch_size,
             trace=self.head.trace if answered else None,
+            of=self,
         )
+
+    # for whoever traces it ------------------------------------------------------------------------
+
+    @property
+    def request_id(self) -> str:
+        return self._plan.id if self._plan is not None else ""
+
+    @property
+    def inputs(self) -> Sequence[Tensor]:
+        """Put together again: what the model was asked is not kept. Of a raw body: none."""
+        plan = self._plan
+        if plan is None or not self._used or self._raw:
+            return ()
+        return v2_binary.assemble(plan, self._blobs, self.model).inputs
+
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        return self._response.outputs if self.samples else ()
 
     def _release(self) -> None:
         lease = self._lease
         if lease is not None:
             self._lease = None
             lease.end(used=self._used)
-
-
-def answer_headers(header_length: int | None, total: int) -> list[Header]:
-    """Of a good answer."""
-    headers = [BINARY if header_length else JSON, (b"content-length", b"%d" % total)]
-    if header_length:
-        headers.append((b"inference-header-content-length", b"%d" % header_length))
-    return headers
-
-
-def refusal_headers(error: Exception, length: int, *, read: bool) -> list[Header]:
-    """Of an error's body of `length` bytes. `read`: the request's body has been."""
-    headers = [JSON, (b"content-length", b"%d" % length)]
-    headers.append((CODE_HEADER, errors.code_of(error).encode()))
-    headers += [(k.lower().encode(), v.encode()) for k, v in errors.headers_of(error).items()]
-    if not read:
-        headers.append(CLOSE)  # what is left of the body would be taken for the next request
-    return headers
 
 
 def outcome_of(error: Exception) -> Outcome | None:
@@ -322,14 +380,6 @@ def outcome_of(error: Exception) -> Outcome | None:
     if isinstance(error, FailedError) or errors.is_foreign(error):
         return "backend_error"
     return "bad_request"
-
-
-def _raw(gen: Generation, body: memoryview) -> InferRequest:
-    loaded = gen.loaded
-    if loaded is None:
-        raise InferenceFailedError(f"model '{gen.spec.model}' serves without having said how")
-    batched = loaded.max_batch_size > 0
-    return v2_binary.raw_request(loaded.inputs, body, gen.spec.model, batched=batched)
 
 
 def _rows(gen: Generation, request: InferRequest) -> int:

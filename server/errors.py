@@ -19,18 +19,23 @@ from repository.errors import (
     CapacityError,
     ConflictError,
     DependencyError,
+    DrainingError,
     FailedError,
+    InvalidTensorError,
     NoRoomError,
     NotFoundError,
     OutOfBoundsError,
     RejectedError,
     RepositoryError,
+    RequestCancelledError,
     UnavailableError,
+    UnsupportedRequestError,
 )
 from server.refusals import (
     ForbiddenError,
     HeadTooLargeError,
     MalformedHttpError,
+    MiscountError,
     NoSuchPathError,
     PayloadTooLargeError,
     ServerError,
@@ -46,6 +51,7 @@ __all__ = [  # what is raised with the map is found with the map
     "ForbiddenError",
     "HeadTooLargeError",
     "MalformedHttpError",
+    "MiscountError",
     "NoSuchPathError",
     "PayloadTooLargeError",
     "ServerError",
@@ -71,11 +77,17 @@ FAMILIES: dict[type[RepositoryError], int] = {
     DependencyError: 424,
     CapacityError: 507,
     UnavailableError: 503,
+    UnsupportedRequestError: 501,
+    RequestCancelledError: 499,
     FailedError: 500,
 }
 
 # Where KServe V2's clients expect another number than the rest of the world.
-V2_STATUS: dict[type[BaseException], int] = {PayloadTooLargeError: 400}
+V2_STATUS: dict[type[BaseException], int] = {
+    PayloadTooLargeError: 400,
+    MiscountError: 500,
+    RequestCancelledError: 400,
+}
 
 TYPES: dict[int, str] = {
     400: "invalid_request_error",
@@ -90,10 +102,19 @@ TYPES: dict[int, str] = {
     424: "failed_dependency_error",
     429: "rate_limit_error",
     431: "invalid_request_error",
+    499: "cancelled_error",
     501: "unsupported_error",
     503: "unavailable_error",
     507: "capacity_error",
 }
+
+
+def cut_off() -> DrainingError:
+    """For a request that had not ended when the server did."""
+    return DrainingError(
+        "the server is shutting down, and this had not ended when its grace was over",
+        retry_after_s=5.0,
+    )
 
 
 def status_of(error: BaseException) -> int:
@@ -137,6 +158,17 @@ def _litestar_text(error: HTTPException) -> str:
         if parts:
             return "; ".join(parts)
     return error.detail
+
+
+def said_of(error: InvalidTensorError, id: str, model: str) -> InvalidTensorError:
+    """What a model refuses, in the words of Triton's core: with the request's id, and the model's name
+    where bytes were counted. Before a name that the model does not know it has no id."""
+    text = str(error)
+    if text.startswith("unexpected inference "):
+        return error
+    if text.startswith("input byte size mismatch"):
+        text = text.replace("'. Expected ", f"' for model '{model}'. Expected ", 1)
+    return InvalidTensorError(f"[request id: {id or '<id_unknown>'}] {text}")
 
 
 def headers_of(error: BaseException) -> dict[str, str]:

@@ -24,19 +24,14 @@ from uvicorn.server import ServerState
 from repository.messages import InferResponse
 from repository.prompt import listen
 from repository.tensors import Buffer
-from server.call import CLOSE, Call, Door, Head, Header, answer_headers
+from server import errors
+from server.call import Call, Door, Head
 from server.codecs.v2_binary import JOIN_BELOW, Encoded
+from server.heads import CLOSE, Header, answer_headers
 from server.intake import Pieces
 from server.patience import error_of
 
 log = logging.getLogger("modeldepot.v2")
-
-CUT_OFF = b"Internal Server Error"  # what uvicorn says when it cancels a request
-CUT_OFF_HEADERS = [
-    (b"content-type", b"text/plain; charset=utf-8"),
-    (b"content-length", b"%d" % len(CUT_OFF)),
-    CLOSE,
-]
 
 
 class Connection(Protocol):
@@ -172,8 +167,8 @@ class Exchange:
         return error is None
 
     def _answer(self, encoded: Encoded) -> None:
-        header_length, buffers, total = encoded
-        head = _head(header_length, total, self.keep_alive)
+        header_length, buffers, total, coding = encoded
+        head = _head(header_length, total, self.keep_alive, coding)
         self._write(STATUS_LINE[200], head, buffers, total)
         self._call.end(answered=self.response_started)
         self._over()
@@ -241,7 +236,8 @@ class Exchange:
         if not self.response_complete:
             if self._waits_for is not None:
                 self._waits_for.cancel()
-            self._refuse(500, CUT_OFF_HEADERS, CUT_OFF)
+            self.keep_alive = False
+            self.refuse(errors.cut_off())
 
     # as uvicorn asks ------------------------------------------------------------------------------
 
@@ -276,8 +272,8 @@ ENDED = Ended()
 
 
 @lru_cache(4096)
-def _head(header_length: int | None, total: int, keep_alive: bool) -> bytes:
-    headers = answer_headers(header_length, total)
+def _head(header_length: int | None, total: int, keep_alive: bool, coding: str | None) -> bytes:
+    headers = answer_headers(header_length, total, coding)
     return lines_of(headers if keep_alive else [*headers, CLOSE])
 
 

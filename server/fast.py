@@ -230,7 +230,8 @@ class FastProtocol(Protocol):
             return
         model, version = exchange.head.route
         length, said = exchange.head.length, exchange.head.json_length
-        room = None if said is None else partial(self._door.models.room, model, version)
+        packed = exchange.head.packing is not None  # no tensor's bytes, then
+        room = None if said is None or packed else partial(self._door.models.room, model, version)
         header_length = int(said) if said and said.isdigit() and len(said) <= LONGEST_NUMBER else 0
         place = place_for(length, header_length, room)
         if place is None:

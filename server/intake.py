@@ -29,15 +29,21 @@ class ClientGoneError(Exception):
 
 class Announced(NamedTuple):
     """What the headers say. `length`: bytes of the body, -1 where it is not said; `json_length`:
-    Inference-Header-Content-Length as it came, None where it did not."""
+    Inference-Header-Content-Length as it came, None where it did not; likewise `packing`
+    (Content-Encoding) and `accepts` (Accept-Encoding), all of them where there are several."""
 
     length: int
     json_length: bytes | None
+    packing: bytes | None = None
+    accepts: bytes | None = None
 
 
-def read_headers(headers: Iterable[tuple[bytes, bytes]], max_body: int = MAX_BODY) -> Announced:
-    """Names in lower case (ASGI). Raises PayloadTooLargeError, UnsupportedMediaError."""
-    length, json_length = -1, None
+def read_headers(
+    headers: Iterable[tuple[bytes, bytes]], max_body: int = MAX_BODY, *, packed: bool = False
+) -> Announced:
+    """Names in lower case (ASGI). `packed`: a body may be compressed, in ways that the caller knows.
+    Raises PayloadTooLargeError, UnsupportedMediaError."""
+    length, json_length, packing, accepts = -1, None, None, None
     for name, value in headers:
         if name == b"content-length":
             if not value.isdigit() or len(value) > LONGEST_NUMBER:
@@ -47,14 +53,18 @@ def read_headers(headers: Iterable[tuple[bytes, bytes]], max_body: int = MAX_BOD
             if json_length not in (None, value):
                 raise InvalidRequestError("Inference-Header-Content-Length is there twice")
             json_length = value
-        elif name == b"content-encoding" and value.lower() not in (b"", b"identity"):
+        elif name == b"accept-encoding":
+            accepts = value if accepts is None else b"%b,%b" % (accepts, value)
+        elif name == b"content-encoding":
+            packing = value if packing is None else b"%b,%b" % (packing, value)
+            if packed or value.lower() in (b"", b"identity"):
+                continue
             raise UnsupportedMediaError(
                 "Unsupported compression type: send the body as it is, without Content-Encoding",
                 headers={"Accept-Encoding": "identity"},
             )
-    if length > max_body:
-        raise _too_large(length, max_body)
-    return Announced(length, json_length)
+    check_size(length, max_body)
+    return Announced(length, json_length, packing, accepts)
 
 
 def adapter_of(query: bytes, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
@@ -83,8 +93,7 @@ class Pieces:
         """Raises PayloadTooLargeError as soon as a limit is passed."""
         self._pieces.append(piece)
         self.size += len(piece)
-        if self.size > self._max_body:
-            raise _too_large(self.size, self._max_body)
+        check_size(self.size, self._max_body)
         refusal = too_many_pieces(len(self._pieces), self.size, self._max_chunks)
         if refusal is not None:
             raise refusal
@@ -133,8 +142,10 @@ def too_many_pieces(
     )
 
 
-def _too_large(size: int, limit: int) -> PayloadTooLargeError:
-    return PayloadTooLargeError(
-        f"Request of {size} bytes exceeds the maximum allowed input size of {limit} bytes. "
-        f"Use --max-body to increase the limit."
-    )
+def check_size(size: int, limit: int) -> None:
+    """Raises PayloadTooLargeError."""
+    if size > limit:
+        raise PayloadTooLargeError(
+            f"Request of {size} bytes exceeds the maximum allowed input size of {limit} bytes. "
+            f"Use --http-max-input-size to increase the limit."
+        )

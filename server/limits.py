@@ -68,6 +68,13 @@ def decode(raw: bytes, kind: Any) -> Any:
         raise InvalidRequestError("the body is nested too deeply") from error
 
 
+async def said_in(request: StrictRequest) -> dict[str, Any]:
+    """A JSON object, {} for an empty body. The content type is not looked at, as Triton does not."""
+    said: dict[str, Any] = decode(await request.body() or b"{}", dict[str, Any])
+    request.scope["state"][ASKED] = said
+    return said
+
+
 def _explained(message: str, kind: Any) -> str:
     found = _UNKNOWN.search(message)
     kind = next(iter(get_args(kind)), kind)  # of a body that may be left out: X | None

@@ -23,9 +23,10 @@ CLOSE_S = 1  # for a scrape that is being answered when the server ends
 
 
 class MetricsPort:
-    """`open` once the application runs, `close` before the loop ends; `sock` listens already."""
+    """`open` once the application runs, `close` before the loop ends; `sock` listens already. `tls`:
+    what uvicorn's Config is told of it."""
 
-    def __init__(self, app: Any, sock: socket.socket) -> None:
+    def __init__(self, app: Any, sock: socket.socket, **tls: Any) -> None:
         self.sock = sock
         self._app = app
         self._server = uvicorn.Server(
@@ -41,6 +42,7 @@ class MetricsPort:
                 date_header=False,
                 server_header=False,
                 timeout_graceful_shutdown=CLOSE_S,
+                **tls,
             )
         )
         self._watch: asyncio.Task[None] | None = None

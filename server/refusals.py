@@ -2,6 +2,7 @@
 
 ServerError                     raised by the door itself
 ├── MalformedHttpError    400   bytes that are no request
+├── LoadRefusedError      400   a load in Triton's way: its name, its parameters, or the model failed
 ├── UnauthorizedError     401   no key, or one that we do not know
 ├── ForbiddenError        403   a good key without the scope
 ├── NoSuchPathError       404
@@ -11,7 +12,10 @@ ServerError                     raised by the door itself
 ├── UnsupportedMediaError 415
 ├── TooManyRequestsError  429
 ├── HeadTooLargeError     431
+├── FailedToLoadError     500   a load in Triton's way that found nothing it could try
 └── UnsupportedError      501   a part of a protocol that this server does not speak
+
+MiscountError             400   a tensor of JSON with too few or too many elements (V2: 500, as Triton)
 
 Plain classes that need no framework, so that a process which only reads and writes bodies can raise
 them too. How they are shown: `server.errors`.
@@ -21,6 +25,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import ClassVar
+
+from repository.errors import InvalidTensorError
 
 
 class ServerError(Exception):
@@ -47,6 +53,16 @@ class MalformedHttpError(ServerError):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message or "this is not HTTP/1.1, or it is damaged: send a whole request")
+
+
+class LoadRefusedError(ServerError):
+    status = 400
+    code = "load_refused"
+
+
+class FailedToLoadError(ServerError):
+    status = 500
+    code = "failed_to_load"
 
 
 class UnauthorizedError(ServerError):
@@ -105,3 +121,7 @@ class HeadTooLargeError(ServerError):
 class UnsupportedError(ServerError):
     status = 501
     code = "unsupported"
+
+
+class MiscountError(InvalidTensorError):
+    pass

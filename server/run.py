@@ -17,11 +17,13 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from typing import Protocol as Shape
 
 import psutil
 import uvicorn
@@ -31,11 +33,15 @@ from repository.lifecycle.status import Public
 from repository.repository import Repository
 from server import logs
 from server.app import ModelDepot, build_app
+from server.binding import check_bind
 from server.fast import FastProtocol
 from server.metrics.http import Metrics
 from server.metrics_port import PATH, MetricsPort
+from server.options import options_of
 from server.protocol import Protocol, watch_over
-from server.settings import Settings, check_bind, options_of
+from server.rpc.quiet import quiet
+from server.settings import Settings
+from server.tls import Tls, tls_of
 
 log = logging.getLogger("modeldepot.server")
 
@@ -47,7 +53,17 @@ MANY_FILES = 65_536
 _MALLOPT = {-3: 32 << 20, -1: 512 << 20, -2: 16 << 20}  # mmap threshold, trim threshold, top pad
 
 
-def _config(app: ModelDepot, settings: Settings) -> uvicorn.Config:
+class Beside(Shape):
+    """Another port of the same server, such as that of gRPC."""
+
+    async def open(self) -> None:
+        """Raises ConfigError."""
+
+    async def close(self, within_s: float) -> None:
+        """What runs may end within so long."""
+
+
+def _config(app: ModelDepot, settings: Settings, tls: Tls | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
@@ -62,6 +78,7 @@ def _config(app: ModelDepot, settings: Settings) -> uvicorn.Config:
         server_header=False,
         backlog=BACKLOG,
         timeout_graceful_shutdown=in_flight_s(settings.grace),  # type: ignore[arg-type]
+        **(tls.of_uvicorn() if tls else {}),
     )
 
 
@@ -85,15 +102,19 @@ class Server(uvicorn.Server):
         *,
         alone: bool = False,
         scraped: MetricsPort | None = None,
+        rpc: Beside | None = None,
+        tls: Tls | None = None,
     ) -> None:
-        """`alone`: the process is for nothing else. `scraped`: opened and closed with it."""
-        super().__init__(_config(app, settings))
+        """`alone`: the process is for nothing else. `scraped` and `rpc`: opened and closed with it."""
+        super().__init__(_config(app, settings, tls))
         self.exit_code = 0
         self.up = asyncio.Event()
         self._app = app
         self._settings = settings
         self._alone = alone
         self._scraped = scraped
+        self._rpc = rpc
+        self._tls = tls
         self._signals = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._beside: list[asyncio.Task[None]] = []
@@ -106,7 +127,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self._scraped is not None:
             await self._scraped.open()
-            log.info("metrics %s%s", url_of(self._scraped.sock), PATH)
+            log.info("metrics %s%s", url_of(self._scraped.sock, self._tls), PATH)
+        await self._open_rpc()
         if self._alone:
             # What start-up made stays: the collector need not look at it again.
             gc.collect()
@@ -114,7 +136,7 @@ class Server(uvicorn.Server):
         for sock in sockets or ():
             log.info(
                 "serving %s models=%d repository=%s",
-                url_of(sock),
+                url_of(sock, self._tls),
                 len(self._app.models.names()),
                 self._settings.repo,
             )
@@ -125,12 +147,36 @@ class Server(uvicorn.Server):
         ]
         self.up.set()
 
+    async def _open_rpc(self) -> None:
+        if self._rpc is None:
+            return
+        try:
+            await self._rpc.open()
+        except ConfigError as error:
+            log.error("%s", error)
+            self.exit_code = 1
+            # Not before the start is over: what was started is to be ended in its order.
+            asyncio.get_running_loop().call_soon(self._stop_accepting)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for task in self._beside:
             task.cancel()
+        if self._rpc is not None:
+            # Beside HTTP's end, and before the models are unloaded.
+            self._app.answering = asyncio.create_task(self._close_rpc(self._rpc))
         if self._scraped is not None:
             await self._scraped.close()
         await super().shutdown(sockets)
+        if self._app.answering is not None:
+            await self._app.answering
+
+    async def _close_rpc(self, rpc: Beside) -> None:
+        closing = asyncio.create_task(rpc.close(in_flight_s(self._settings.grace)))
+        while not closing.done() and not self.force_exit:
+            await asyncio.wait((closing,), timeout=0.1)
+        if not closing.done():
+            closing.cancel()
+            await rpc.close(0.0)
 
     async def _report_start(self) -> None:
         """Says how the start ended; with `exit_on_error`, a failed model ends the server."""
@@ -173,10 +219,14 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         self._app.drain()
         loop.call_later(min(LINGER_S, grace_s / 4), self._stop_accepting)
-        loop.call_later(grace_s, self.stop_now)
+        loop.call_later(grace_s, self._out_of_time)
 
     def _stop_accepting(self) -> None:
         self.should_exit = True
+
+    def _out_of_time(self) -> None:
+        log.error("Exit timeout expired. Exiting immediately.")  # in Triton's words
+        self.stop_now()
 
     def stop_now(self) -> None:
         """Kills the workers and cancels everything; the process ends within KILL_S."""
@@ -195,30 +245,53 @@ def kill_children() -> None:
             child.kill()
 
 
-def serve(settings: Settings) -> int:
-    """Returns the exit code: 0 after a clean end."""
+def serve(settings: Settings, *, unused: Sequence[str] = ()) -> int:
+    """Returns the exit code: 0 after a clean end. `unused`: flags that mean nothing here."""
     logs.set_up(settings.log_format, settings.log_level)
+    if unused:
+        log.info("taken and not used: %s", ", ".join(unused))
     with ExitStack() as sockets:
         try:
             check_bind(settings)
-            _check_folder(settings.repo)
+            tls = tls_of(settings)
+            for folder in (settings.repo, *settings.model_repository):
+                _check_folder(folder)
             metrics = Metrics(triton=settings.triton_metrics)
             models = Repository(options_of(settings), metrics.observer)
             app = build_app(models, settings, metrics)
             sock = sockets.enter_context(bind(settings.host, settings.port))
-            scraped = _metrics_port(app, settings)
+            scraped = _metrics_port(app, settings, tls)
             if scraped is not None:
                 sockets.enter_context(scraped.sock)
+            rpc = _rpc_port(app, settings, tls, sockets)
         except RepositoryError as error:
             log.error("%s", error)
             return 1
-        return _run(Server(app, settings, alone=True, scraped=scraped), sock)
+        return _run(Server(app, settings, alone=True, scraped=scraped, rpc=rpc, tls=tls), sock)
 
 
-def _metrics_port(app: ModelDepot, settings: Settings) -> MetricsPort | None:
+def _metrics_port(app: ModelDepot, settings: Settings, tls: Tls | None) -> MetricsPort | None:
     if settings.metrics_port is None:
         return None
-    return MetricsPort(app, bind(settings.host, settings.metrics_port, flag="--metrics-port"))
+    sock = bind(settings.host, settings.metrics_port, flag="--metrics-port")
+    return MetricsPort(app, sock, **(tls.of_uvicorn() if tls else {}))
+
+
+def _rpc_port(
+    app: ModelDepot, settings: Settings, tls: Tls | None, sockets: ExitStack
+) -> Beside | None:
+    """Imports gRPC, which takes half a second: who does not want it does not pay."""
+    if not settings.allow_grpc:
+        return None
+    with quiet():
+        from server.rpc.depot import depot_of
+        from server.rpc.port import RpcPort
+
+    sock = sockets.enter_context(
+        bind(settings.host, settings.grpc_port, flag="--grpc-port", besides=" (or --no-allow-grpc)")
+    )
+    depot = depot_of(app.known, app.door, app.gate, app.turnstile, app.closing)
+    return RpcPort(depot, sock, max_message=settings.grpc_max_message, tls=tls)
 
 
 def _run(server: Server, sock: socket.socket) -> int:
@@ -235,8 +308,9 @@ def _run(server: Server, sock: socket.socket) -> int:
     return server.exit_code
 
 
-def bind(host: str, port: int, *, flag: str = "--port") -> socket.socket:
-    """A listening socket, before anything else is started. Raises ConfigError, naming the flag."""
+def bind(host: str, port: int, *, flag: str = "--port", besides: str = "") -> socket.socket:
+    """A listening socket, before anything else is started. Raises ConfigError, naming the flag and
+    what could be done `besides`."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -253,15 +327,16 @@ def bind(host: str, port: int, *, flag: str = "--port") -> socket.socket:
         sock.close()
         raise ConfigError(
             f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; "
-            f"stop what listens there or choose another with {flag}",
+            f"stop what listens there or choose another with {flag}{besides}",
             where=flag,
         ) from error
     return sock
 
 
-def url_of(sock: socket.socket) -> str:
+def url_of(sock: socket.socket, tls: Tls | None = None) -> str:
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _check_folder(repo: Path) -> None:

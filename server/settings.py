@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -21,12 +20,12 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from repository.errors import ConfigError, RepositoryError
-from repository.reports import Options
 from server.values import (
     MANY,
     budget,
     flag,
     names,
+    names_whole,
     number,
     one_of,
     path,
@@ -46,10 +45,12 @@ _LINK = re.compile(r"(tcp|udp|sctp)://")
 
 
 class Setting(NamedTuple):
-    """What its flag's help says, and how a value is read."""
+    """What its flag's help says, how a value is read, and how the flag is spelled besides: as users of
+    Triton know it."""
 
     help: str
     read: Callable[[Any, Path], Any]
+    also: tuple[str, ...] = ()
 
 
 Mode = Literal["poll", "explicit", "none"]
@@ -66,8 +67,27 @@ class Settings:
     """Times in seconds, sizes in bytes."""
 
     repo: Annotated[Path, Setting("folder of models", path)] = Path("/models")
-    host: Annotated[str, Setting("address to listen on", text)] = "127.0.0.1"
-    port: Annotated[int, Setting("port; 0 takes a free one", number(int, 0, 65535))] = 8000
+    model_repository: Annotated[
+        tuple[Path, ...], Setting("folder of models; several are one repository", paths)
+    ] = ()
+    host: Annotated[str, Setting("address to listen on", text, ("http-address",))] = "127.0.0.1"
+    port: Annotated[
+        int, Setting("port; 0 takes a free one", number(int, 0, 65535), ("http-port",))
+    ] = 8000
+    allow_grpc: Annotated[bool, Setting("answer gRPC (KServe V2), on a port of its own", flag)] = (
+        True
+    )
+    grpc_port: Annotated[int, Setting("its port; 0 takes a free one", number(int, 0, 65535))] = 8001
+    grpc_max_message: Annotated[int, Setting("largest gRPC message, such as 64MiB", size)] = (
+        2**31 - 1
+    )
+    tls_certificate: Annotated[
+        Path | None, Setting("certificate chain (PEM); HTTP and gRPC are encrypted then", path)
+    ] = None
+    tls_key: Annotated[Path | None, Setting("its private key (PEM)", path)] = None
+    tls_client_ca: Annotated[
+        Path | None, Setting("clients must show a certificate of this authority (PEM)", path)
+    ] = None
     model_control_mode: Annotated[
         Mode,
         Setting(
@@ -84,7 +104,11 @@ class Settings:
     settle: Annotated[float, Setting("seconds without a change before files count", seconds)] = 1.0
     poll_secs: Annotated[
         float,
-        Setting("seconds between two looks with --watch poll", number(float, 0.05, MANY)),
+        Setting(
+            "seconds between two looks with --watch poll",
+            number(float, 0.05, MANY),
+            ("repository-poll-secs",),
+        ),
     ] = 1.5
     api_keys: Annotated[Path | None, Setting("file of API keys", path)] = None
     insecure: Annotated[bool, Setting("allow a public address without API keys", flag)] = False
@@ -146,13 +170,44 @@ class Settings:
             seconds,
         ),
     ] = 2.0
-    load_slots: Annotated[int, Setting("loads that run at once", number(int, 1, 1024))] = LOAD_SLOTS
+    load_slots: Annotated[
+        int, Setting("loads that run at once", number(int, 1, 1024), ("model-load-thread-count",))
+    ] = LOAD_SLOTS
+    model_load_retry_count: Annotated[
+        int, Setting("further attempts at a load that failed", number(int, 0, 100))
+    ] = 0
+    model_config_name: Annotated[
+        str | None, Setting("read configs/NAME.pbtxt of a model in place of config.pbtxt", text)
+    ] = None
+    disable_auto_complete_config: Annotated[
+        bool, Setting("a config.pbtxt must say all: nothing is taken from the model", flag)
+    ] = False
+    allow_client_shm: Annotated[
+        bool, Setting("clients may register shared memory of theirs", flag)
+    ] = False
+    allow_file_override: Annotated[
+        bool, Setting("a load may bring the model's files with it", flag)
+    ] = False
+    http_restricted_api: Annotated[
+        tuple[str, ...],
+        Setting("APIs that need a header: GROUP[,GROUP]:HEADER=VALUE", names_whole),
+    ] = ()
+    grpc_restricted_protocol: Annotated[
+        tuple[str, ...], Setting("the same over gRPC", names_whole)
+    ] = ()
+    trace_config: Annotated[
+        tuple[str, ...], Setting("tracing: KEY=VALUE or triton,KEY=VALUE", names_whole)
+    ] = ()
     load_timeout: Annotated[
         float, Setting("seconds that a load may take", number(float, 0.1, MANY))
     ] = 600.0
     drain: Annotated[float, Setting("seconds an unload waits for running requests", seconds)] = 30.0
-    grace: Annotated[float, Setting("seconds from SIGTERM to the exit", seconds)] = 30.0
-    max_body: Annotated[int, Setting("largest inference request, such as 64MiB", size)] = MAX_BODY
+    grace: Annotated[
+        float, Setting("seconds from SIGTERM to the exit", seconds, ("exit-timeout-secs",))
+    ] = 30.0
+    max_body: Annotated[
+        int, Setting("largest inference request, such as 64MiB", size, ("http-max-input-size",))
+    ] = MAX_BODY
     max_queue: Annotated[
         int, Setting("requests that may wait for one model", number(int, 1, MANY))
     ] = 1024
@@ -231,9 +286,10 @@ def resolve(
             raise _unknown(flag, key)
         if raw is not None and raw != ():
             put(key, raw, flag, flag, here)
+    _one_repository(values, sources)
     settings = Settings(**values)
     if settings.state_dir is None:
-        folder = _state_dir(settings.repo, environ)
+        folder = _state_dir((settings.repo, *settings.model_repository), environ)
         settings = dataclasses.replace(settings, state_dir=folder)
     return Resolved(settings, sources)
 
@@ -286,66 +342,39 @@ def _short(raw: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _state_dir(repo: Path, environ: Mapping[str, str]) -> Path:
-    """One folder per repository, so that two servers on one machine do not meet."""
+def _one_repository(values: dict[str, Any], sources: dict[str, str]) -> None:
+    """Of all folders that were named, `repo` is the first, and `model_repository` are the others. Raises
+    ConfigError where one lies in another: its models would be there twice."""
+    more: tuple[Path, ...] = values.get("model_repository", ())
+    if not more:
+        return
+    if "repo" not in values:
+        sources["repo"] = sources["model_repository"]
+    named = (values["repo"], *more) if "repo" in values else more
+    real = {path.resolve(): path for path in reversed(named)}
+    folders = [path for path in dict.fromkeys(named) if real[path.resolve()] is path]
+    for one in real:
+        for other in real:
+            if one in other.parents:
+                raise ConfigError(
+                    f"the folder '{other.name}' lies in '{one.name}', which is named too; name one of "
+                    "them",
+                    where=sources["model_repository"],
+                )
+    values["repo"], values["model_repository"] = folders[0], tuple(folders[1:])
+
+
+def _state_dir(repos: tuple[Path, ...], environ: Mapping[str, str]) -> Path:
+    """One folder per repository, whatever the order of its folders, so that two servers on one machine
+    do not meet."""
     base = environ.get("XDG_STATE_HOME") or ""
     # XDG: a relative path there is to be ignored.
     root = (
         Path(base) if base.startswith("/") else Path(environ.get("HOME") or "/tmp") / ".local/state"
     )
-    name = hashlib.sha256(os.fsencode(repo.resolve())).hexdigest()[:16]
+    whole = b"\0".join(sorted(os.fsencode(repo.resolve()) for repo in repos))
+    name = hashlib.sha256(whole).hexdigest()[:16]
     return root / "modeldepot" / name
-
-
-def options_of(settings: Settings) -> Options:
-    return Options(
-        root=settings.repo,
-        mode=settings.model_control_mode,
-        load=settings.load_model,
-        watch=settings.watch,
-        settle_s=settings.settle,
-        poll_s=settings.poll_secs,
-        trust_code=settings.trust_code,
-        default_host=settings.default_host,
-        memory_budget=settings.memory_budget,
-        host_tier=settings.host_tier,
-        pin_cap=settings.pin_cap,
-        room_wait_s=settings.room_wait,
-        crash_limit=settings.crash_limit,
-        cpu_fallback=settings.allow_cpu_fallback,
-        state_dir=settings.state_dir,
-        load_slots=settings.load_slots,
-        load_timeout_s=settings.load_timeout,
-        drain_s=settings.drain,
-        max_queue=settings.max_queue,
-        allowed_roots=settings.allowed_root,
-        forget=settings.forget,
-        default_model=settings.default_model,
-        on_demand=settings.enable_inline_model_loading,
-        demand_timeout_s=settings.demand_timeout,
-        demand_queue=settings.demand_queue,
-        min_residency_s=settings.min_residency,
-    )
-
-
-def check_bind(settings: Settings) -> None:
-    """Raises ConfigError for an address that others can reach while nobody is asked for a key."""
-    if settings.api_keys is None and not settings.insecure and not is_loopback(settings.host):
-        raise ConfigError(
-            f"refusing to listen on {settings.host} without API keys: anyone who can reach it "
-            "could load and unload models; give --api-keys FILE (MODELDEPOT_API_KEYS; see `modeldepot "
-            "keys new`), stay on 127.0.0.1, or say --insecure (MODELDEPOT_INSECURE=1) if something "
-            "in front asks for keys",
-            where="--host",
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Names other than localhost are taken for public: what they resolve to may change."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def lines_of(resolved: Resolved) -> list[str]:

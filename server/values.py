@@ -30,13 +30,24 @@ def flag(value: Any, _: Path) -> bool:
 def path(value: Any, base: Path) -> Path:
     if not isinstance(value, (str, Path)) or not str(value):
         raise ValueError("must be a path")
-    return base / Path(value).expanduser()
+    try:
+        return base / Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError("must be a path, and begins with a home folder that nobody has") from error
 
 
 def names(value: Any, _: Path) -> tuple[str, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)) or not all(isinstance(p, str) for p in parts):
         raise ValueError("must be a list of names")
+    return tuple(p.strip() for p in parts if p.strip())
+
+
+def names_whole(value: Any, _: Path) -> tuple[str, ...]:
+    """As `names`, of texts that may hold commas: one, or a list of them."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(p, str) for p in parts):
+        raise ValueError("must be a text, or a list of texts")
     return tuple(p.strip() for p in parts if p.strip())
 
 

@@ -68,15 +68,18 @@ def _doctor(
 def asked(settings: Settings, word: str, within_s: float) -> Finding:
     """`word`: live or ready."""
     from server.cli.checkup import doors
+    from server.cli.checkup.encryption import context_of
     from server.cli.checkup.finding import fail, ok
 
     host = doors.reach(settings.host)
-    where = f"http://[{host}]" if ":" in host else f"http://{host}"
+    tls = context_of(settings)
+    scheme = "http" if tls is None else "https"
+    where = f"{scheme}://[{host}]" if ":" in host else f"{scheme}://{host}"
     where = f"{where}:{settings.port}"
     if settings.port == 0:
         return fail(word, "port 0 is any free one", "name the one that the server took: --port")
     try:
-        told = doors.ask(host, settings.port, f"/v2/health/{word}", within_s)
+        told = doors.ask(host, settings.port, f"/v2/health/{word}", within_s, tls)
     except TimeoutError:
         return fail(word, f"{where} does not answer within {within_s:g} s", "see its log")
     except (OSError, ValueError) as error:

@@ -45,6 +45,7 @@ BATCHES = """\
 """
 SAYS = "# Only needed where the model should say less than its file does. -1 is any size.\n"
 SILENT = "# The model's file does not say what it takes and gives. -1 is any size.\n"
+TRITON = "# Only what the model's auto_complete_config() does not say. -1 is any size.\n"
 ONNX_TENSORS = """\
 # inputs: [{name: x, datatype: FP32, shape: [3, 224, 224]}]
 # outputs: [{name: y, datatype: FP32, shape: [1000]}]
@@ -78,6 +79,7 @@ EMBED = """\
 OWN = {
     "onnx": BATCHES + SAYS + ONNX_TENSORS,
     "python": BATCHES + SILENT + TENSORS,
+    "triton_python": BATCHES + TRITON + TENSORS,
     "torch_module": BATCHES + SILENT + TENSORS + MODULE + ADAPTERS,
     "torch_export": BATCHES + SAYS + TENSORS,
     "torchscript": BATCHES + SILENT + TENSORS,
@@ -151,6 +153,10 @@ def _files_of(source: Path) -> tuple[dict[Path, str], str]:
     files = {source: usual}
     if backend == "onnx":
         files |= _weights_beside(source)
+    if backend == "python":
+        from repository.folder.kind import backend_of_code
+
+        backend = backend_of_code(source)
     if backend == "torch_module":
         code = source.parent / "model.py"
         if not code.is_file():

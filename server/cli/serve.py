@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import click
 
 from server.cli.exits import our_errors
+from server.cli.triton_flags import translated
 from server.settings import ENV, FIELDS, Settings
 
 
@@ -27,11 +28,12 @@ def _flag(name: str, kind: Any, default: Any) -> click.Option:
     text = f"{FIELDS[name].help}  [{_default(default)}; {ENV}{name.upper()}]"
     if kind is bool:
         return click.Option([f"{flag}/--no-{flag[2:]}"], default=None, help=text)
+    words = [name, flag, *(f"--{other}" for other in FIELDS[name].also)]
     if get_origin(kind) is Literal:
         choice = click.Choice(get_args(kind))
-        return click.Option([flag], type=choice, default=None, help=text)
+        return click.Option(words, type=choice, default=None, help=text)
     many = get_origin(kind) is tuple
-    return click.Option([flag], multiple=many, metavar=_metavar(name, kind), help=text)
+    return click.Option(words, multiple=many, metavar=_metavar(name, kind), help=text)
 
 
 def _default(value: Any) -> str:
@@ -63,12 +65,24 @@ def _serve(repo: str | None, config: str | None, print_config: bool, **flags: An
         return
     from server.run import serve as run
 
-    code = run(found.settings)
+    code = run(found.settings, unused=click.get_current_context().meta.get(UNUSED, ()))
     if code:
         raise click.exceptions.Exit(code)
 
 
-serve = click.Command(
+UNUSED = "modeldepot.unused"
+
+
+class Serve(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # a shell completes a line that is not whole yet
+            return super().parse_args(ctx, args)
+        read = translated(args)
+        ctx.meta[UNUSED] = tuple(read.unused)
+        return super().parse_args(ctx, read.args)
+
+
+serve = Serve(
     "serve",
     callback=_serve,
     help=_serve.__doc__,

@@ -77,15 +77,17 @@ def raw_request(
     takes the whole body as its one element.
     """
     if len(signature) != 1:
-        known = f"model '{model}' has {len(signature)}" if signature else f"'{model}' names none"
-        raise InvalidRequestError(f"a raw binary request needs a model with one input; {known}")
+        raise InvalidTensorError(
+            f"Raw request must only have 1 input (found 1) to be deduced but got {len(signature)} "
+            f"inputs in '{model}' model configuration"
+        )
     wanted = signature[0]
     shape = (1, *wanted.shape[1:]) if batched else wanted.shape
     size = DATATYPES[wanted.datatype].size
     if size == 0:
         if not all(d in (1, -1) for d in shape):
             raise InvalidTensorError(
-                f"a raw binary request for BYTES input '{wanted.name}' needs shape [1]; model "
+                f"For BYTE datatype raw input '{wanted.name}', the model must have input shape [1]; "
                 f"'{model}' has {list(wanted.shape)}"
             )
         shape = tuple(1 for _ in shape)
@@ -101,15 +103,15 @@ def _fill(name: str, shape: Shape, size: int, length: int) -> Shape:
     fixed = math.prod(d for d in shape if d != -1) * size
     if shape.count(-1) > 1:
         raise InvalidTensorError(
-            f"the shape of raw input '{name}' cannot be told from its size: {list(shape)} leaves "
-            f"{shape.count(-1)} dimensions open. Send a request with a JSON header"
+            f"The shape of the raw input '{name}' can not be deduced because there are more than one "
+            f"variable-sized dimension: {list(shape)}. Send a request with a JSON header"
         )
     if -1 in shape and fixed and length % fixed == 0:
         return tuple(length // fixed if d == -1 else d for d in shape)
     if -1 in shape or length != fixed:
         raise InvalidTensorError(
-            f"input byte size mismatch for input '{name}'. Expected {fixed} for shape "
-            f"{list(shape)}{' or a multiple' if -1 in shape else ''}, got {length}"
+            f"input byte size mismatch for input '{name}'. Expected {fixed}"
+            f"{' or a multiple' if -1 in shape else ''}, got {length}"
         )
     return shape
 
@@ -128,6 +130,21 @@ class _BinaryOutput(msgspec.Struct, gc=False):
     parameters: _Sizes
 
 
+class _Region(msgspec.Struct, gc=False):
+    shared_memory_region: str
+    shared_memory_offset: int
+    shared_memory_byte_size: int
+
+
+class _GivenOutput(msgspec.Struct, gc=False):
+    """Its bytes are in a client's shared memory."""
+
+    name: str
+    datatype: str
+    shape: Shape
+    parameters: _Region
+
+
 class _JsonOutput(msgspec.Struct, gc=False):
     name: str
     datatype: str
@@ -140,18 +157,20 @@ class _Reply(msgspec.Struct, gc=False, kw_only=True, omit_defaults=True):
     model_name: str
     model_version: str
     parameters: Parameters = msgspec.field(default_factory=dict)
-    outputs: list[Any]  # of _BinaryOutput and _JsonOutput
+    outputs: list[Any]  # of _BinaryOutput, _GivenOutput and _JsonOutput
 
 
 _ENCODE = msgspec.json.Encoder().encode
 
 
 class Encoded(NamedTuple):
-    """A body in pieces. `header_length`: bytes of JSON, None where all of it is."""
+    """A body in pieces. `header_length`: bytes of JSON, None where all of it is. `coding`: what it is
+    compressed with; the JSON had so many bytes before."""
 
     header_length: int | None
     buffers: list[Buffer]
     total: int  # bytes
+    coding: str | None = None
 
 
 def encode(plan: Plan, response: InferResponse, model: str, version: int) -> Encoded:
@@ -199,12 +218,17 @@ def _encode(
     plan: Plan, response: InferResponse, model: str, version: int
 ) -> tuple[Encoded, _Ready | None]:
     """With what of it holds for every answer of that form; None: its JSON has the values in it."""
-    outputs: list[_BinaryOutput | _JsonOutput] = []
+    outputs: list[_BinaryOutput | _GivenOutput | _JsonOutput] = []
+    given = None if plan.extras is None else plan.extras.given
     blobs: list[Buffer] = []
     picks: list[int] = []
     total = 0
     for i, tensor in _asked(plan.outputs, response.outputs, model):
         name, datatype, shape = tensor.name, tensor.datatype, tensor.shape
+        if given and name in given:
+            region = _Region(given[name].region, given[name].offset, len(tensor.data))
+            outputs.append(_GivenOutput(name, datatype, shape, region))
+            continue
         if not plan.wants_binary(name):
             outputs.append(_JsonOutput(name, datatype, shape, to_json(tensor)))
             continue

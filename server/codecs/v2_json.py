@@ -18,6 +18,7 @@ import numpy as np
 
 from repository.errors import InvalidRequestError, InvalidTensorError
 from repository.tensors import DATATYPES, LENGTH, Array, Buffer, Tensor, unpack_bytes
+from server.refusals import MiscountError
 
 DEEPEST = 100  # levels of [ and {
 T = TypeVar("T")
@@ -126,12 +127,12 @@ def to_bytes(name: str, datatype: str, elements: int, data: msgspec.Raw | Any) -
 
 def _check_number(name: str, found: int, elements: int) -> None:
     if found < elements:
-        raise InvalidTensorError(
+        raise MiscountError(
             f"Failed to parse 'data' field: shape does not match true shape. Input '{name}' has "
             f"{found} elements, its shape needs {elements}"
         )
     if found > elements:
-        raise InvalidTensorError(
+        raise MiscountError(
             f"Unable to parse 'data': Shape does not match true shape of 'data' field. Input "
             f"'{name}' has {found} elements, its shape allows {elements}"
         )

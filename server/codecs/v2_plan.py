@@ -9,7 +9,7 @@ that a client wrote.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,7 +21,6 @@ from repository.forms import Blank, Form
 from repository.messages import Parameters
 from repository.tensors import DATATYPES, Buffer, Shape
 from server.codecs import v2_json
-from server.refusals import UnsupportedError
 
 MOST_AXES = 64  # what numpy can hold
 MOST_BYTES = 1 << 63
@@ -33,12 +32,16 @@ MOST_TEXTS = 1 << 20  # elements of BYTES: each costs a step of its own, whateve
 class _InputParameters(msgspec.Struct, gc=False, frozen=True):
     binary_data_size: int | UnsetType = UNSET
     shared_memory_region: str | UnsetType = UNSET
+    shared_memory_byte_size: int | UnsetType = UNSET
+    shared_memory_offset: int = 0
 
 
 class _OutputParameters(msgspec.Struct, gc=False, frozen=True):
     binary_data: bool = False
     classification: int = 0
     shared_memory_region: str | UnsetType = UNSET
+    shared_memory_byte_size: int | UnsetType = UNSET
+    shared_memory_offset: int = 0
 
 
 _NO_INPUT_PARAMETERS = _InputParameters()
@@ -103,6 +106,27 @@ class Piece(NamedTuple):
     data: Buffer | None
 
 
+class Place(NamedTuple):
+    """Part of a client's shared memory."""
+
+    region: str
+    offset: int
+    size: int  # bytes
+
+
+class Extras(NamedTuple):
+    """What few requests ask for.
+
+    taken     which inputs lie in shared memory, by their place among the inputs
+    given     outputs that go there
+    classes   outputs of which the classes are wanted, and how many
+    """
+
+    taken: Mapping[int, Place]
+    given: Mapping[str, Place]
+    classes: Mapping[str, int]
+
+
 class Plan(NamedTuple):
     """What a header asks for.
 
@@ -111,6 +135,8 @@ class Plan(NamedTuple):
     rest_binary  the form of outputs when none were named
     parameters   the request's own, without those that only concern its form
     form         what the tensors are but for their bytes; None: the header will not come again
+    extras       shared memory and classes, where any are asked for. The bytes of an input that lies
+                 there are put into its piece before the plan is used
     """
 
     pieces: tuple[Piece, ...]
@@ -120,6 +146,7 @@ class Plan(NamedTuple):
     id: str = ""
     parameters: Parameters = _NO_PARAMETERS
     form: Form | None = None
+    extras: Extras | None = None
 
     def wants_binary(self, output: str) -> bool:
         return output in self.binary if self.outputs else self.rest_binary
@@ -177,13 +204,16 @@ def plan_of(header: bytes) -> Plan:
     outputs: tuple[str, ...] = ()
     binary: frozenset[str] = frozenset()
     if found.outputs is not UNSET:
-        outputs, binary = _outputs(found.outputs)
+        outputs = tuple([o.name for o in found.outputs])
+        _once("output", outputs)
+        binary = frozenset([o.name for o in found.outputs if o.parameters.binary_data])
     parameters, rest_binary = NOTHING_ASKED
     if found.parameters is not UNSET:
-        parameters, rest_binary = _parameters(found.parameters)
+        parameters, rest_binary = parameters_of(found.parameters)
     if found.adapters is not UNSET:
         parameters = _naming(parameters, found.adapters)
-    plan = Plan(pieces, outputs, binary, rest_binary, found.id, parameters)
+    extras = _extras(found.inputs, found.outputs)
+    plan = Plan(pieces, outputs, binary, rest_binary, found.id, parameters, None, extras)
     if type(found) is _LenientHeader:
         _check_texts(plan)
     return plan
@@ -206,9 +236,7 @@ def _piece(given: Any) -> Piece:
     ) != 1:
         raise _not_one_source(given)
     if size is UNSET and given.data is UNSET:
-        raise UnsupportedError(
-            f"Client shared memory is disabled. Send input '{given.name}' in the request itself."
-        )
+        size = _place(f"input '{given.name}'", given.parameters).size
     datatype = DATATYPES.get(given.datatype)
     if datatype is None:
         raise InvalidTensorError(
@@ -225,11 +253,6 @@ def _piece(given: Any) -> Piece:
         return Piece(given.name, given.datatype, given.shape, 0, data)
     if size < 0:
         raise InvalidTensorError(f"binary_data_size of input '{given.name}' is negative")
-    if datatype.size and size != datatype.size * elements:
-        raise InvalidTensorError(
-            f"input byte size mismatch for input '{given.name}'. Expected "
-            f"{datatype.size * elements} for shape {list(given.shape)}, got {size}"
-        )
     return Piece(given.name, given.datatype, given.shape, size, None)
 
 
@@ -265,20 +288,48 @@ def elements_of(name: str, shape: Shape, size: int) -> int:
     return math.prod(shape)
 
 
-def _outputs(given: Sequence[_Output]) -> tuple[tuple[str, ...], frozenset[str]]:
-    names = tuple([o.name for o in given])
-    _once("output", names)
-    for output in given:
-        if output.parameters.shared_memory_region is not UNSET:
-            raise UnsupportedError(
-                f"Client shared memory is disabled. Take output '{output.name}' from the response."
-            )
-        if output.parameters.classification:
-            raise InvalidRequestError(
-                f"classification of output '{output.name}' is not supported yet; ask for the "
-                f"output itself"
-            )
-    return names, frozenset([o.name for o in given if o.parameters.binary_data])
+def _place(whose: str, given: Any) -> Place:
+    size, offset = given.shared_memory_byte_size, given.shared_memory_offset
+    if size is UNSET:
+        raise InvalidRequestError(
+            f"{whose} has 'shared_memory_region' in 'parameters', and no 'shared_memory_byte_size'"
+        )
+    if size < 0 or offset < 0:
+        raise InvalidRequestError(f"size and offset in shared memory of {whose} are not negative")
+    return Place(given.shared_memory_region, offset, size)
+
+
+def _extras(inputs: Sequence[Any], outputs: Sequence[_Output] | UnsetType) -> Extras | None:
+    taken = {
+        i: _place(f"input '{each.name}'", each.parameters)
+        for i, each in enumerate(inputs)
+        if each.parameters.shared_memory_region is not UNSET
+    }
+    given: dict[str, Place] = {}
+    classes: dict[str, int] = {}
+    if outputs is not UNSET:
+        for each in outputs:
+            if each.parameters is not _NO_OUTPUT_PARAMETERS:
+                _of_output(each, given, classes)
+    return Extras(taken, given, classes) if taken or given or classes else None
+
+
+def _of_output(output: _Output, given: dict[str, Place], classes: dict[str, int]) -> None:
+    said = output.parameters
+    if said.shared_memory_region is not UNSET:
+        given[output.name] = _place(f"output '{output.name}'", said)
+    if not said.classification:
+        return
+    if said.classification < 0:
+        raise InvalidRequestError(
+            f"classification of output '{output.name}' is the number of classes that are wanted"
+        )
+    if output.name in given:
+        raise InvalidRequestError(
+            f"shared memory can not be used with classification, and output '{output.name}' asks for "
+            f"both"
+        )
+    classes[output.name] = said.classification
 
 
 # The request parameters that the protocol gives a meaning, and what they may be.
@@ -293,7 +344,9 @@ RESERVED: dict[str, tuple[type, ...]] = {
 NOTHING_ASKED: tuple[Parameters, bool] = ({}, False)
 
 
-def _parameters(given: Parameters) -> tuple[Parameters, bool]:
+def parameters_of(given: Parameters) -> tuple[Parameters, bool]:
+    """A request's own, checked, without binary_data_output, and what that says. Raises
+    InvalidRequestError."""
     for key, value in given.items():
         if key.startswith("triton_") or key == "headers":
             raise InvalidRequestError(f"parameter '{key}' is reserved and cannot be specified")

@@ -21,7 +21,7 @@ from repository.lifecycle.placement import Placement
 from repository.lifecycle.states import TERMINAL, State
 from repository.lifecycle.status import ModelStatus, text_of
 from repository.names import shown
-from repository.reports import AdapterView
+from repository.reports import AdapterView, StepReport
 from repository.repository import Repository
 from repository.snapshot import ModelFolder, Problem
 from repository.spec import ModelSpec
@@ -67,7 +67,8 @@ class StepView(msgspec.Struct):
 class GenerationView(msgspec.Struct):
     """`device`: where it runs, or would first; `devices`: of each of its instances. `woken`: it
     took over the worker and the memory of one that slept. `rolled_back`: its successor failed, and it
-    came back. `leaked_bytes`: what its device had not given back when it had ended."""
+    came back. `leaked_bytes`: what its device had not given back when it had ended. `sequences`:
+    those that are open, each of which is a lease."""
 
     serial: int
     version: int
@@ -85,10 +86,19 @@ class GenerationView(msgspec.Struct):
     served: int
     queue_length: int
     in_flight: int
+    sequences: int
     error: ErrorView | None
     memory: MemoryView
     loaded: dict[str, Any] | None
     story: list[StepView]
+
+
+class StepEntry(msgspec.Struct):
+    """Of an ensemble. `version` null: the newest; `serving_version` null: nothing of it serves."""
+
+    model: str
+    version: int | None
+    serving_version: int | None
 
 
 class AdapterEntry(msgspec.Struct):
@@ -137,6 +147,7 @@ class ModelView(msgspec.Struct):
     memory: MemoryView
     config: dict[str, ValueView]
     adapters: list[AdapterEntry]
+    steps: list[StepEntry]
     generations: list[GenerationView]
     object: Literal["model"] = "model"
 
@@ -154,7 +165,8 @@ async def show(
     name, owner = request.scope["path"].removeprefix(PREFIX), settings.server_name
     if BETWEEN not in name:
         adapters = await models.adapters_now(models.status(name).name)
-        return view_of(models.status(name), owner, adapters, models.expects)
+        status = models.status(name)
+        return view_of(status, owner, adapters, models.expects, models.steps(status))
     model, _, adapter = name.partition(BETWEEN)
     status = models.status(model)
     id = f"{status.name}{BETWEEN}{adapter}"
@@ -171,6 +183,7 @@ def view_of(
     owner: str,
     adapters: Iterable[AdapterView] = (),
     expects: Callable[[ModelSpec], Placement] = lambda spec: first_choice(spec)[0],
+    steps: Iterable[StepReport] = (),
 ) -> ModelView:
     """`expects`: what a load would need, of what does not run."""
     folder, spec = status.folder, _current(status)
@@ -195,6 +208,7 @@ def view_of(
         memory=memory_of(status, expects(spec) if spec else None),
         config=_config(spec),
         adapters=[_adapter(view) for view in adapters],
+        steps=[StepEntry(step.model, step.version, step.serving_version) for step in steps],
         generations=[_generation(g) for g in status.generations],
     )
 
@@ -298,6 +312,7 @@ def _generation(gen: Generation) -> GenerationView:
         served=gen.served,
         queue_length=gen.work.waiting,
         in_flight=gen.work.in_flight,
+        sequences=len(gen.sequences),
         error=None
         if error is None
         else ErrorView(

@@ -19,11 +19,12 @@ from litestar.types import Receive, Scope, Send
 from repository.generate import Ended, GenerateRequest
 from repository.lifecycle.generation import Generation
 from repository.streaming import TokenStream
-from server.call import Door, Header
+from server.call import Door
 from server.chorus import Chorus, Said
 from server.codecs import openai_text
 from server.codecs.openai_answers import Answer, ChatAnswer, TextAnswer
 from server.codecs.openai_text import Asked
+from server.heads import Header
 from server.intake import ClientGoneError
 from server.openai_call import OpenAICall, answered
 from server.streams import PING, START, frame

@@ -4,49 +4,39 @@
     GET /v2/health/live, /ready                  200, or 400 (not ready) and 503 (going)
     GET /v2/models/NAME[/versions/N]             inputs, outputs, versions that serve
     GET /v2/models/NAME[/versions/N]/ready       200, or 400
+    GET /v2/models/NAME[/versions/N]/config      its configuration, as Triton has it
+    GET /v2/models[/NAME[/versions/N]]/stats     what it has done, as Triton counts it
+    GET, POST /v2/models/NAME/trace/setting      which of its requests are traced
 
 Names may hold '/', so one route takes all below /v2/models and `v2_paths` reads it from the right.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import asyncio
+from typing import Any
 
-from litestar import Request, Response, Router, get
+from litestar import Request, Response, Router, get, post
 from litestar.di import NamedDependency
 
 from repository.errors import ModelNotReadyError, RepositoryError
-from repository.lifecycle.generation import Generation
-from repository.lifecycle.states import State
-from repository.lifecycle.status import ModelStatus, Public
-from repository.messages import TensorSpec
 from repository.repository import Repository
 from server import errors
 from server.codecs.v2_paths import Route, model_of
+from server.limits import StrictRequest, said_in
+from server.triton import metadata
+from server.triton.config import config_of, message
+from server.triton.stats import stats_of
 
-READY = "/ready"
+READY, CONFIG, STATS, TRACE = VERBS = ("/ready", "/config", "/stats", "/trace/setting")
+ALL_STATS = "/v2/models/stats"
 Reply = Response[bytes]
-
-
-class ServerInfo(Protocol):
-    """What the app says of itself."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def version(self) -> str: ...
-    @property
-    def extensions(self) -> tuple[str, ...]: ...
 
 
 # Any: the app's own type, whichever it is; a Protocol cannot be checked when a request comes.
 @get("/", sync_to_thread=False)
 def server_metadata(info: NamedDependency[Any]) -> Reply:
-    return _told(_server(info))
-
-
-def _server(info: ServerInfo) -> dict[str, Any]:
-    return {"name": info.name, "version": info.version, "extensions": list(info.extensions)}
+    return _told(metadata.server_of(info))
 
 
 @get("/health/live", sync_to_thread=False)
@@ -56,29 +46,62 @@ def live(models: NamedDependency[Repository]) -> Reply:
 
 @get("/health/ready", sync_to_thread=False)
 def ready(models: NamedDependency[Repository], strict: NamedDependency[bool] = False) -> Reply:
-    """All that was wanted at the start has settled. A model that loads later, or fails, does not
-    take a server that answers for the others out of service, unless `strict` says so."""
     if models.draining:
         return _going()
-    fit = models.ready and not (strict and any(map(_missing, models.statuses())))
-    return _empty(200 if fit else 400)
+    return _empty(200 if metadata.server_ready(models, strict=strict) else 400)
 
 
-def _missing(status: ModelStatus) -> bool:
-    return status.wanted and status.state is not Public.LOADED
-
-
-@get("/models/{rest:path}", sync_to_thread=False)
-def model(request: Request[Any, Any, Any], models: NamedDependency[Repository]) -> Reply:
+@get("/models/{rest:path}")
+async def model(
+    request: Request[Any, Any, Any],
+    models: NamedDependency[Repository],
+    metrics: NamedDependency[Any] = None,
+    tracer: NamedDependency[Any] = None,
+) -> Reply:
     path = request.scope["path"]
-    asked_ready = path.endswith(READY) and path != f"/v2/models{READY}"
-    route = model_of(path, READY if asked_ready else "")
-    if route is None:
-        return _refused(errors.NoSuchPathError("Not Found"))
     try:
-        return _model_ready(models, route) if asked_ready else _model_metadata(models, route)
-    except RepositoryError as error:
+        if path == ALL_STATS:
+            return _told(stats_of(models, metrics.meter, None))
+        verb = next((verb for verb in VERBS if path.endswith(verb) and model_of(path, verb)), "")
+        route = model_of(path, verb)
+        if route is None:
+            raise errors.NoSuchPathError("Not Found")
+        if verb == STATS:
+            return _told(stats_of(models, metrics.meter, route))
+        if verb == CONFIG:
+            await asyncio.to_thread(message)  # the first time it imports protobuf's classes
+            return _told(config_of(models, route))
+        if verb == TRACE:
+            return _told(_traced(tracer, route))
+        if verb == READY:
+            return _model_ready(models, route)
+        return _told(metadata.model_of(models, route))
+    except (RepositoryError, errors.ServerError) as error:
         return _refused(error)
+
+
+@post("/models/{rest:path}", status_code=200)
+async def change_model(
+    request: StrictRequest,
+    tracer: NamedDependency[Any] = None,
+) -> Reply:
+    """The settings of its traces. (Requests to it go other ways.)"""
+    route = model_of(request.scope["path"], TRACE)
+    if route is None:
+        raise errors.WrongVerbError("GET")
+    return _told(tracer.update(_whole(route), await said_in(request)))
+
+
+def _traced(tracer: Any, route: Route) -> dict[str, Any]:
+    found: dict[str, Any] = tracer.settings(_whole(route))
+    return found
+
+
+def _whole(route: Route) -> str:
+    """The model. Raises NoSuchPathError for a version, which has no settings of its own."""
+    if route.version is not None:
+        raise errors.NoSuchPathError("Not Found")
+    return route.model
 
 
 def _model_ready(models: Repository, route: Route) -> Reply:
@@ -88,35 +111,6 @@ def _model_ready(models: Repository, route: Route) -> Reply:
     except ModelNotReadyError:
         return _told({"error": "Model version not ready"}, status=400)
     return _empty(200)
-
-
-def _model_metadata(models: Repository, route: Route) -> Reply:
-    gen = models.lease(*route).generation
-    loaded = gen.loaded
-    if loaded is None:
-        raise ModelNotReadyError(f"model '{gen.spec.model}' has not said yet what it takes")
-    described = (
-        {"inputs": _tensors(loaded.inputs), "outputs": _tensors(loaded.outputs)}
-        if gen.signature is None
-        else gen.signature.metadata()
-    )
-    return _told(
-        {
-            "name": gen.spec.model,
-            "versions": _serving(models.status(gen.spec.model), gen),
-            "platform": loaded.platform or gen.spec.backend,
-            **described,
-        }
-    )
-
-
-def _serving(status: ModelStatus, gen: Generation) -> list[str]:
-    found = {g.spec.version for g in status.generations if g.state is State.READY}
-    return [str(v) for v in sorted(found | {gen.spec.version})]
-
-
-def _tensors(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
-    return [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in specs]
 
 
 def _told(body: Any, status: int = 200) -> Reply:
@@ -140,4 +134,4 @@ def _refused(error: Exception) -> Reply:
     )
 
 
-router = Router("/v2", route_handlers=[server_metadata, live, ready, model])
+router = Router("/v2", route_handlers=[server_metadata, live, ready, model, change_model])

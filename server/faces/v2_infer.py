@@ -18,8 +18,10 @@ from litestar.types import Receive, Scope, Send
 
 from repository.errors import RepositoryError
 from repository.tensors import Buffer
-from server.call import Call, Door, Header, answer_headers
+from server import errors
+from server.call import Call, Door
 from server.codecs.v2_binary import Encoded
+from server.heads import Header, answer_headers
 from server.intake import ClientGoneError, read_body
 from server.patience import answer_of
 
@@ -32,11 +34,14 @@ async def infer(scope: Scope, receive: Receive, send: Send, *, door: Door) -> No
     try:
         try:
             encoded = await _answer(call, scope, receive, door)
-            await line.send(
-                200, answer_headers(encoded.header_length, encoded.total), encoded.buffers
-            )
+            header_length, buffers, total, coding = encoded
+            await line.send(200, answer_headers(header_length, total, coding), buffers)
         except ClientGoneError:
             return
+        except asyncio.CancelledError:
+            if line.begun or not door.models.draining:
+                raise
+            await _refuse(call, line, errors.cut_off())
         except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the client gets an answer
             await _refuse(call, line, error)
         else:

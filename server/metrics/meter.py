@@ -5,8 +5,10 @@ Both calls come from the event loop's thread, return at once and never raise.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, TypeAlias
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
+from repository.tensors import Tensor
 from server.metrics.traces import Trace
 
 Outcome: TypeAlias = Literal[
@@ -15,6 +17,49 @@ Outcome: TypeAlias = Literal[
 
 # The label of a request that named no model we know: a client must not invent label values.
 UNKNOWN_MODEL = "_unknown"
+
+
+class Traced(Protocol):
+    """A request that has ended, as whoever ran it still knows it. Asked of a traced one only."""
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def inputs(self) -> Iterable[Tensor]: ...
+
+    @property
+    def outputs(self) -> Iterable[Tensor]: ...
+
+
+class Times(NamedTuple):
+    """Seconds, as in `InferMeter.done`."""
+
+    duration_s: float
+    input_s: float
+    queue_s: float
+    compute_s: float
+    output_s: float
+
+
+class Tracer(Protocol):
+    """`active`: it wants to be told."""
+
+    active: bool
+
+    def ended(
+        self,
+        model: str,
+        version: int,
+        outcome: str,
+        times: Times,
+        *,
+        protocol: str,
+        parent: Trace | None = None,
+        of: Traced | None = None,
+    ) -> None:
+        """A request that held a lease has ended. Returns at once, and never raises."""
+        ...
 
 
 class InferMeter(Protocol):
@@ -40,6 +85,7 @@ class InferMeter(Protocol):
         batch_size: int = 0,
         protocol: str = "http",
         trace: Trace | None = None,
+        of: Traced | None = None,
     ) -> None:
         """It is over. Without a lease: UNKNOWN_MODEL, version 0.
 
@@ -51,6 +97,7 @@ class InferMeter(Protocol):
         samples      rows of the batch axis (1 where the model does not batch); 0 if it did not run
         batch_size   of the whole batch that it was part of (0: it ran alone)
         trace        what it is known by elsewhere, where it said so and that may be shown
+        of           the request itself, for whoever traces it
         """
         ...
 
@@ -67,4 +114,11 @@ class InferMeter(Protocol):
 
         first_s   from the request to the first that it was told; None: it was told none
         """
+        ...
+
+    def answered(
+        self, model: str, version: int, index: int, *, good: bool, empty: bool, took_s: float
+    ) -> None:
+        """One answer of a model that may give any number: its place in the row from 0, whether it was
+        one (`empty`: without tensors), and the seconds since the one before."""
         ...

@@ -102,7 +102,8 @@ class MetricsObserver(Observer):
         """`handed_on`: a newer generation was woken from it, and has all that it had."""
         key = gen.spec.key
         if gen.batcher is not None or gen.streams is not None:
-            self._tallies.ran(*key, gen.work.executions, gen.work.samples)
+            batches = gen.batcher.batches if gen.batcher is not None else {}
+            self._tallies.ran(*key, gen.work.executions, gen.work.samples, batches)
         if handed_on:
             return
         if gen.leaked:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from server.metrics import names, rows, triton_names
 from server.metrics.counts import Values
-from server.metrics.lines import Sheet, Text, header
+from server.metrics.lines import Sheet, Text, header, tagged
 from server.metrics.meter import UNKNOWN_MODEL
 from server.metrics.names import Family
 from server.metrics.reading import ModelRow, Reading, WorkRow
@@ -57,8 +57,8 @@ class _Part:
         self._made_of = made_of
         return self._sheet
 
-    def written(self) -> Text:
-        self.text = self._sheet.text()
+    def written(self, tags: Sequence[tuple[str, str]] = ()) -> Text:
+        self.text = tagged(self._sheet.text(), tags) if tags else self._sheet.text()
         return self.text
 
 
@@ -88,7 +88,7 @@ class _Kept:
             return
         if (sheet := self._triton.renew(row, row.work, tallies, gpus)) is not None:
             triton_names.put_model(sheet, row, tallies, gpus)
-            yield self._triton.text, self._triton.written()
+            yield self._triton.text, self._triton.written(row.tags)
 
     def renew_traffic(
         self, name: str, work: Sequence[WorkRow], tallies: Frozen

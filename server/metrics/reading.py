@@ -62,7 +62,7 @@ class ModelRow:
     """`versions`: each version that runs, or was tried last; else the one that could be loaded (0:
     none). `workers`: device -> do they serve. `adapters`: by name. `waiting`: requests, for it to load
     (None: none ever do). `asleep`: None where it cannot. `rows`: newest first. `work`: of the same; two
-    rows are alike whatever it is."""
+    rows are alike whatever it is. `tags`: further labels of what has Triton's names."""
 
     name: str
     state: Public
@@ -75,6 +75,7 @@ class ModelRow:
     pinned: bool
     rows: tuple[GenerationRow, ...]
     work: tuple[WorkRow, ...] = field(default=(), compare=False)
+    tags: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,7 @@ def _model(status: ModelStatus, adapters: Iterable[AdapterView], waiting: int | 
         any(g.pinned for g in alive),
         tuple([_generation(g) for g in alive]),
         tuple([WorkRow(g.spec.version, g.leases, *_done(g.work)) for g in alive]),
+        tuple(alive[0].spec.config.metric_tags.items()) if alive else (),
     )
 
 

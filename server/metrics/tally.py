@@ -11,12 +11,14 @@ more) is counted as UNKNOWN_MODEL, and what went with it is not measured.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeAlias
 
 from server.metrics import names
 from server.metrics.buckets import Buckets, Exemplar
-from server.metrics.meter import UNKNOWN_MODEL, Outcome
+from server.metrics.meter import UNKNOWN_MODEL, Outcome, Times, Traced, Tracer
 from server.metrics.traces import Trace
 
 # How a request ended: protocol, outcome; with the model and the version the labels of the request
@@ -24,14 +26,33 @@ from server.metrics.traces import Trace
 Ended: TypeAlias = tuple[str, str]
 
 
+MOST_ANSWERS = 63  # of one request that are counted apart; all later ones count as one more
+NO_BATCHES: Mapping[int, Sequence[float]] = MappingProxyType({})
+
+
+@dataclass(slots=True)
+class Answers:
+    """The answers of one index. `took_s`: since the request, or the answer before."""
+
+    success: int = 0
+    empty: int = 0
+    fail: int = 0
+    took_s: float = 0.0
+
+
 class Tally:
     """One version of one model. `executions` and `samples` are those of generations that have
     ended; a living one counts its own. `queue` and `batch` stay None until the model batches, `first`
-    until it writes a text; `tokens`: by kind. `changed`: since it was last copied."""
+    until it writes a text; `tokens`: by kind. `changed`: since it was last copied.
+
+    Not on the metrics' page, but in Triton's statistics: `failed_s`, all that failed together;
+    `last_at`, seconds since 1970; `batches` of generations that have ended (rows -> executions,
+    seconds); `answers` of models with any number of them, by their place in the row.
+    """
 
     __slots__ = (
-        "batch", "changed", "compute_s", "duration", "executions", "first", "input_s", "output_s",
-        "queue", "queue_s", "requests", "samples", "tokens",
+        "answers", "batch", "batches", "changed", "compute_s", "duration", "executions", "failed_s",
+        "first", "input_s", "last_at", "output_s", "queue", "queue_s", "requests", "samples", "tokens",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -44,6 +65,9 @@ class Tally:
         self.queue_s = self.input_s = self.compute_s = self.output_s = 0.0
         self.executions = 0
         self.samples = 0
+        self.failed_s = self.last_at = 0.0
+        self.batches: dict[int, list[float]] = {}
+        self.answers: dict[int, Answers] = {}
         self.changed = True
 
     def copy(self) -> Tally:
@@ -64,10 +88,12 @@ Frozen: TypeAlias = Mapping[int, Tally]  # of one model, by version
 
 
 class Tallies:
-    """The InferMeter. `knows` says whether the repository has a model of that name."""
+    """The InferMeter. `knows` says whether the repository has a model of that name; `tracer` is told of
+    every request that held a lease, while it is active."""
 
     def __init__(self, knows: Callable[[str], bool] = lambda _: True) -> None:
         self.knows = knows
+        self.tracer: Tracer | None = None
         self._found: dict[tuple[str, int], Tally] = {}
         self._frozen: dict[str, Frozen] = {}
 
@@ -89,20 +115,27 @@ class Tallies:
         batch_size: int = 0,
         protocol: str = "http",
         trace: Trace | None = None,
+        of: Traced | None = None,
     ) -> None:
+        tracer = self.tracer
+        if tracer is not None and tracer.active and model != UNKNOWN_MODEL:
+            times = Times(duration_s, input_s, queue_s, compute_s, output_s)
+            tracer.ended(model, version, outcome, times, protocol=protocol, parent=trace, of=of)
         tally = self._found.get((model, version)) or self.of(model, version)
         ended = (protocol, outcome)
         tally.requests[ended] = tally.requests.get(ended, 0) + 1
         tally.changed = True
         if outcome != "success":
+            tally.failed_s += duration_s
             return
+        tally.last_at = time.time()
         tally.duration.observe(duration_s)
         tally.queue_s += queue_s
         tally.input_s += input_s
         tally.compute_s += compute_s
         tally.output_s += output_s
         if trace is not None:
-            tally.duration.remember(Exemplar(*trace, duration_s, time.time()))
+            tally.duration.remember(Exemplar(trace.label, trace.value, duration_s, tally.last_at))
         if batch_size:
             if tally.queue is None or tally.batch is None:
                 tally.queue, tally.batch = Buckets(names.QUEUE_S), Buckets(names.BATCH)
@@ -134,12 +167,40 @@ class Tallies:
         key = (model, 0 if model == UNKNOWN_MODEL else version)
         return self._found.setdefault(key, Tally())
 
-    def ran(self, model: str, version: int, executions: int, samples: int) -> None:
+    def answered(
+        self, model: str, version: int, index: int, *, good: bool, empty: bool, took_s: float
+    ) -> None:
+        answers = self.of(model, version).answers
+        found = answers.setdefault(min(index, MOST_ANSWERS), Answers())
+        found.took_s += took_s
+        if not good:
+            found.fail += 1
+        elif empty:
+            found.empty += 1
+        else:
+            found.success += 1
+
+    def find(self, model: str, version: int) -> Tally | None:
+        """What was counted of it so far, to be read."""
+        return self._found.get((model, version))
+
+    def ran(
+        self,
+        model: str,
+        version: int,
+        executions: int,
+        samples: int,
+        batches: Mapping[int, Sequence[float]] = NO_BATCHES,
+    ) -> None:
         """A generation has ended that had counted these."""
         tally = self.of(model, version)
         tally.changed = True
         tally.executions += executions
         tally.samples += samples
+        for rows, (count, seconds) in batches.items():
+            mine = tally.batches.setdefault(rows, [0, 0.0])
+            mine[0] += count
+            mine[1] += seconds
 
     def forget(self, model: str) -> None:
         self._frozen.pop(model, None)

@@ -21,10 +21,11 @@ _NO_TRACE, _NO_PARENT = b"0" * 32, b"0" * 16
 
 
 class Trace(NamedTuple):
-    """`label`: trace_id or request_id."""
+    """`label`: trace_id or request_id; `span`: of a trace, who asked, 16 hexadecimal digits."""
 
     label: str
     value: str
+    span: str = ""
 
 
 def trace_of(headers: Iterable[tuple[bytes, bytes]]) -> Trace | None:
@@ -48,4 +49,4 @@ def _sampled(parent: bytes) -> Trace | None:
     trace, span, flags = found.groups()
     if trace == _NO_TRACE or span == _NO_PARENT or not int(flags, 16) & 1:
         return None
-    return Trace("trace_id", trace.decode())
+    return Trace("trace_id", trace.decode(), span.decode())

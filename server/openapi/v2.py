@@ -14,7 +14,7 @@ from repository.errors import (
     QueueFullError,
 )
 from repository.tensors import DATATYPES
-from server.errors import UnsupportedMediaError
+from server.errors import UnsupportedError
 from server.openapi.failures import V2Error
 from server.openapi.operation import Answer, Content, Face, Operation, Param, ok
 
@@ -29,9 +29,13 @@ Value = bool | int | float | str
 
 
 class InputParameters(msgspec.Struct):
-    """`binary_data_size`: bytes of this input behind the JSON, in place of `data`."""
+    """`binary_data_size`: bytes of this input behind the JSON, in place of `data`; or it lies in shared
+    memory, which is registered first."""
 
     binary_data_size: Size | UnsetType = UNSET
+    shared_memory_region: str | UnsetType = UNSET
+    shared_memory_byte_size: Size | UnsetType = UNSET
+    shared_memory_offset: Size | UnsetType = UNSET
 
 
 class InferInput(msgspec.Struct):
@@ -45,7 +49,14 @@ class InferInput(msgspec.Struct):
 
 
 class OutputParameters(msgspec.Struct):
+    """`classification`: in place of the output, so many of its highest values, each as the text
+    "VALUE:INDEX" or "VALUE:INDEX:LABEL". With `shared_memory_region` it is written there."""
+
     binary_data: bool = False
+    classification: Size | UnsetType = UNSET
+    shared_memory_region: str | UnsetType = UNSET
+    shared_memory_byte_size: Size | UnsetType = UNSET
+    shared_memory_offset: Size | UnsetType = UNSET
 
 
 class InferOutput(msgspec.Struct):
@@ -70,7 +81,7 @@ class TensorBody(msgspec.Struct):
     datatype: str
     shape: list[int]
     data: list[Any] | UnsetType = UNSET
-    parameters: dict[str, int] | UnsetType = UNSET
+    parameters: dict[str, int | str] | UnsetType = UNSET
 
 
 class InferReply(msgspec.Struct):
@@ -149,8 +160,8 @@ NOT_READY = ModelNotReadyError("model 'iris' is loading", retry_after_s=1)
 WRONG = InvalidTensorError(
     "inference input 'x' data-type is 'INT32', but model 'iris' expects 'FP32'"
 )
-PACKED = UnsupportedMediaError(
-    "Unsupported compression type: send the body as it is, without Content-Encoding"
+PACKED = UnsupportedError(
+    "Unsupported compression type", headers={"Accept-Encoding": "gzip, deflate"}
 )
 EMPTY = {200: Answer(description="Yes. The body is empty.")}
 NO = Answer(
@@ -199,8 +210,10 @@ def _of_model(version: bool) -> tuple[Operation, ...]:
             f"inputs: then `{HEADER}` says where the JSON ends, and an output is answered so if its "
             "`binary_data` is true. The header 0: the body is nothing but the only input's bytes. NaN, "
             "Infinity and -Infinity are numbers here. A body that is too long is answered 400, as "
-            "Triton's clients expect. An adapter is named by `adapters` or the parameter `adapter`, "
-            "`?adapter=`, or the header `X-Amzn-SageMaker-Adapter-Identifier`; the later wins.",
+            "Triton's clients expect. A body may be compressed (`Content-Encoding: gzip` or `deflate`), "
+            "and so is the answer where `Accept-Encoding` asks for one of them alone, or by weights. "
+            "An adapter is named by `adapters` or the parameter `adapter`, `?adapter=`, or the header "
+            "`X-Amzn-SageMaker-Adapter-Identifier`; the later wins.",
             params=(
                 *params,
                 Param(name="adapter", description="A registered adapter."),
@@ -230,10 +243,9 @@ def _of_model(version: bool) -> tuple[Operation, ...]:
             errors={
                 400: WRONG,
                 404: None,
-                415: PACKED,
                 424: None,
                 500: InferenceFailedError("model 'iris': the graph divides by zero"),
-                501: None,
+                501: PACKED,
                 503: QueueFullError("Exceeds maximum queue size", retry_after_s=1),
                 507: None,
             },

@@ -21,8 +21,8 @@ from repository.errors import InferenceFailedError, InvalidRequestError, Invalid
 from repository.forms import Blank
 from repository.messages import Parameters
 from repository.tensors import ALIGN, Buffer, Shape
-from server.codecs.v2_plan import Piece, Plan
-from server.refusals import UnsupportedError
+from server.codecs.v2_plan import Extras, Piece, Plan
+from server.refusals import MiscountError, UnsupportedError
 
 PACKET = 64  # bytes; more than any message has
 MOST_TOLD = 256 * 1024  # bytes that a request says besides its data: the server's loop reads them
@@ -30,7 +30,13 @@ LONGEST_TEXT = 64 * 1024  # characters of an error; clients are shown less
 
 ERRORS: dict[str, type[Exception]] = {
     kind.__name__: kind
-    for kind in (InferenceFailedError, InvalidRequestError, InvalidTensorError, UnsupportedError)
+    for kind in (
+        InferenceFailedError,
+        InvalidRequestError,
+        InvalidTensorError,
+        MiscountError,
+        UnsupportedError,
+    )
 }
 
 
@@ -61,6 +67,7 @@ class ToldPlan(msgspec.Struct, array_like=True):
     rest_binary: bool
     id: str
     parameters: Parameters
+    extras: Extras | None = None
 
 
 class ToldAnswer(msgspec.Struct, array_like=True):
@@ -91,7 +98,9 @@ def told_of(plan: Plan) -> ToldPlan:
         ToldPiece(p.name, p.datatype, p.shape, p.size, -1 if p.data is None else len(p.data))
         for p in plan.pieces
     ]
-    return ToldPlan(pieces, plan.outputs, plan.binary, plan.rest_binary, plan.id, plan.parameters)
+    return ToldPlan(
+        pieces, plan.outputs, plan.binary, plan.rest_binary, plan.id, plan.parameters, plan.extras
+    )
 
 
 def plan_of(told: ToldPlan, parts: Sequence[Buffer]) -> Plan:
@@ -102,7 +111,13 @@ def plan_of(told: ToldPlan, parts: Sequence[Buffer]) -> Plan:
         for name, datatype, shape, size, brought in told.pieces
     ]
     return Plan(
-        tuple(pieces), told.outputs, told.binary, told.rest_binary, told.id, told.parameters
+        tuple(pieces),
+        told.outputs,
+        told.binary,
+        told.rest_binary,
+        told.id,
+        told.parameters,
+        extras=told.extras,
     )
 
 

@@ -6,13 +6,16 @@ import errno
 import json
 import os
 import socket
+import ssl
 import stat
 import time
 from typing import NamedTuple
 
 from repository.errors import ConfigError
+from server.binding import check_bind
+from server.cli.checkup.encryption import context_of
 from server.cli.checkup.finding import Finding, fail, ok, warn
-from server.settings import Settings, check_bind
+from server.settings import Settings
 
 WITHIN_S = 2.0
 HEALTH = "/health"
@@ -35,12 +38,22 @@ def reach(host: str) -> str:
     return ANYWHERE.get(plain, plain)
 
 
-def ask(host: str, port: int, path: str, within_s: float = WITHIN_S) -> Told:
+def ask(
+    host: str,
+    port: int,
+    path: str,
+    within_s: float = WITHIN_S,
+    tls: ssl.SSLContext | None = None,
+) -> Told:
     """GET. Raises OSError, TimeoutError among them, and ValueError for what is no HTTP."""
     import http.client
 
     began = time.monotonic()
-    connection = http.client.HTTPConnection(host, port, timeout=within_s)
+    connection = (
+        http.client.HTTPConnection(host, port, timeout=within_s)
+        if tls is None
+        else http.client.HTTPSConnection(host, port, timeout=within_s, context=tls)
+    )
     try:
         connection.request("GET", path, headers={"Connection": "close"})
         answer = connection.getresponse()
@@ -56,10 +69,13 @@ def ports(settings: Settings, within_s: float = WITHIN_S) -> list[Finding]:
     wanted = [("port", settings.port)]
     if settings.metrics_port is not None:
         wanted.append(("metrics port", settings.metrics_port))
-    return [_port(name, settings.host, port, within_s) for name, port in wanted]
+    if settings.allow_grpc:
+        wanted.append(("grpc port", settings.grpc_port))
+    tls = context_of(settings)
+    return [_port(name, settings.host, port, within_s, tls) for name, port in wanted]
 
 
-def _port(name: str, host: str, port: int, within_s: float) -> Finding:
+def _port(name: str, host: str, port: int, within_s: float, tls: ssl.SSLContext | None) -> Finding:
     flag = f"--{name.replace(' ', '-')}"
     if port == 0:
         return ok(name, "any free one")
@@ -69,7 +85,7 @@ def _port(name: str, host: str, port: int, within_s: float) -> Finding:
         return fail(name, f"cannot find '{host}': {error.strerror}", "mend --host")
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return _taken(name, host, port, within_s)
+            return _taken(name, host, port, within_s, tls)
         why = os.strerror(error.errno or 0)
         todo = {
             errno.EACCES: f"ports below 1024 are root's: choose another with {flag}",
@@ -90,8 +106,8 @@ def _try(host: str, port: int) -> None:
         sock.listen(1)
 
 
-def _taken(name: str, host: str, port: int, within_s: float) -> Finding:
-    said, who = ours(host, port, within_s), listener(port)
+def _taken(name: str, host: str, port: int, within_s: float, tls: ssl.SSLContext | None) -> Finding:
+    said, who = ours(host, port, within_s, tls) if name != "grpc port" else None, listener(port)
     if said is not None:
         return ok(name, f"{host}:{port}: {said} serves there already{who}")
     if name != "port":  # its page has no word of who serves it
@@ -100,10 +116,10 @@ def _taken(name: str, host: str, port: int, within_s: float) -> Finding:
     return fail(name, f"{host}:{port} is taken{who}", todo)
 
 
-def ours(host: str, port: int, within_s: float) -> str | None:
+def ours(host: str, port: int, within_s: float, tls: ssl.SSLContext | None = None) -> str | None:
     """ "modeldepot 0.1.0 (healthy)", where it is a Model Depot that has the port."""
     try:
-        said = json.loads(ask(reach(host), port, HEALTH, within_s).body)
+        said = json.loads(ask(reach(host), port, HEALTH, within_s, tls).body)
         info = said["backend"]["info"]
         return f"{info['name']} {info['version']} ({said['status']})"
     except (OSError, ValueError, KeyError, TypeError):
@@ -141,6 +157,8 @@ def keys(settings: Settings) -> list[Finding]:
         )
         return [fail(name, said, todo)]
     if path is None:
+        if settings.tls_client_ca is not None:
+            return [ok(name, "nobody is asked for a key, but everybody for a certificate")]
         if settings.insecure:
             said = f"nobody is asked for a key on {settings.host} (--insecure)"
             return [warn(name, said, "make sure that something in front asks for keys")]

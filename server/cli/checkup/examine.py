@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from server.cli.checkup import doors, folders, frameworks, machine
+from server.cli.checkup import doors, encryption, folders, frameworks, machine
 from server.cli.checkup.finding import Finding, fail
 from server.cli.checkup.probing import probe
 from server.cli.checkup.versions import versions
@@ -27,6 +27,7 @@ def checks(settings: Settings, within_s: float) -> list[tuple[str, Check]]:
         ("state", partial(folders.state, settings)),
         ("port", partial(doors.ports, settings)),
         ("keys", partial(doors.keys, settings)),
+        ("tls", partial(encryption.encryption, settings)),
         ("memory", partial(machine.memory, settings)),
         ("cores", machine.cores),
         ("files", machine.files),

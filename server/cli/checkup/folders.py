@@ -23,19 +23,28 @@ LOCK = "journal.lock"
 
 
 def repository(settings: Settings, mountinfo: Path = MOUNTINFO) -> list[Finding]:
-    """Whether its folder can be read, and what a scan says of the models."""
+    """Whether its folders can be read, and what a scan says of the models."""
     from repository.folder.scan import Scanner
 
-    name, root = "repository", settings.repo
-    if not root.is_dir():
-        return [fail(name, f"no folder '{root}'", "create it, or name your own: serve REPO")]
+    name, roots = "repository", (settings.repo, *settings.model_repository)
+    for root in roots:
+        if not root.is_dir():
+            return [fail(name, f"no folder '{root}'", "create it, or name your own: serve REPO")]
+    root = roots[0]
     try:
-        found = Scanner(root, trust_code=settings.trust_code, gpus=None).scan()
+        found = Scanner(
+            roots,
+            trust_code=settings.trust_code,
+            gpus=None,
+            config_name=settings.model_config_name or "",
+            completes=not settings.disable_auto_complete_config,
+        ).scan()
     except OSError as error:
         todo = f"let user id {os.geteuid()} list and read it"
         return [fail(name, f"'{root}' cannot be read: {error.strerror}", todo)]
     problems = [*found.problems, *(p for m in found.models.values() for p in m.errors)]
-    said = f"{root}: {_count(len(found.models), 'model')} on {kind_of(root, mountinfo) or 'a disk'}"
+    told = ", ".join(map(str, roots))
+    said = f"{told}: {_count(len(found.models), 'model')} on {kind_of(root, mountinfo) or 'a disk'}"
     if problems:
         said += f", {_count(len(problems), 'problem')}; the first: {problems[0]}"
         return [warn(name, said, f"see all of them: modeldepot validate {root}")]
@@ -48,20 +57,22 @@ def watching(
     settings: Settings, proc: Path = Path("/proc"), mountinfo: Path = MOUNTINFO
 ) -> list[Finding]:
     """Whether inotify can tell of changes there, with a watch for each folder."""
-    name, root = "watch", settings.repo
+    name, roots = "watch", [settings.repo, *settings.model_repository]
     if settings.watch != "notify":
         how = {"poll": f"by looking every {settings.poll_secs:g} s", "off": "not at all"}
         return [ok(name, f"changes of files are seen {how[settings.watch]}")]
-    if not root.is_dir():
+    roots = [root for root in roots if root.is_dir()]
+    if not roots:
         return [ok(name, "nothing to watch")]
-    kind = kind_of(root, mountinfo)
-    if is_network(kind):
-        said = f"{root} is on {kind}: inotify does not tell of what other machines change there"
-        return [warn(name, said, "start with --watch poll")]
-    if kind == "overlay":
-        said = f"{root} is on overlay: what is changed in a layer beneath it is not told of"
-        return [warn(name, said, "mount the models as a volume, or start with --watch poll")]
-    return [_limits(name, sum(1 for _ in os.walk(root)), proc)]
+    for root in roots:
+        kind = kind_of(root, mountinfo)
+        if is_network(kind):
+            said = f"{root} is on {kind}: inotify does not tell of what other machines change there"
+            return [warn(name, said, "start with --watch poll")]
+        if kind == "overlay":
+            said = f"{root} is on overlay: what is changed in a layer beneath it is not told of"
+            return [warn(name, said, "mount the models as a volume, or start with --watch poll")]
+    return [_limits(name, sum(1 for root in roots for _ in os.walk(root)), proc)]
 
 
 def _limits(name: str, folders: int, proc: Path) -> Finding:

@@ -1,0 +1,1 @@
+"""KServe V2 over gRPC: the same door, facade and counts as over HTTP."""
