@@ -11,7 +11,11 @@ from server.settings import Settings, resolve
 
 
 def settings(tmp_path: Path, **flags: Any) -> Settings:
-    given = {"repo": tmp_path / "models", "state_dir": tmp_path / "state"} | flags
+    given = {
+        "allow_grpc": False,
+        "repo": tmp_path / "models",
+        "state_dir": tmp_path / "state",
+    } | flags
     return resolve(given, {}).settings
 
 

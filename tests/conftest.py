@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -27,6 +28,12 @@ def pytest_configure() -> None:
     # and so does all that it starts. Tests that interrupt a child mean it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    # What was imported until now stays to the end: no collection of a test need look through it.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # so early that waiting is no part of the test's time

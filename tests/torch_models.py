@@ -94,7 +94,7 @@ def order_of(
 @contextmanager
 def loaded(order: Order) -> Iterator[tuple[Any, Loaded]]:
     """A backend in this process, unloaded afterwards."""
-    backend: Backend = registry.make(str(order.config.backend))
+    backend: Backend = registry.make(str(order.config.backend), order.config)
     try:
         yield backend, backend.load(order)
     finally:

@@ -23,7 +23,7 @@ class Lasting:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.log: list[str] = []
-        self.url = ""
+        self.url = self.grpc = ""
         self._more = threading.Condition()
         self._ended = False
         self._reader = threading.Thread(target=self._read)
@@ -70,10 +70,11 @@ class Lasting:
 
 
 @contextmanager
-def lasting(repo: Path, *flags: str) -> Iterator[Lasting]:
-    """Serves, and has tried all models, when the block begins."""
+def lasting(repo: Path, *flags: str, grpc: bool = False) -> Iterator[Lasting]:
+    """Serves, and has tried all models, when the block begins. `grpc`: it speaks that too."""
     state = repo.parent / "state"
     command = [sys.executable, "-m", "server", "serve", str(repo), "--port", "0"]
+    command += ("--grpc-port", "0") if grpc else ("--no-allow-grpc",)
     process = subprocess.Popen(
         [*command, "--state-dir", str(state), "--settle", "0.1", "--trust-code", *flags],
         stderr=subprocess.PIPE,
@@ -85,6 +86,8 @@ def lasting(repo: Path, *flags: str) -> Iterator[Lasting]:
     try:
         server.url = server.said(r"serving (http://\S+)")[1]
         server.said(r"ready after")
+        if grpc:
+            server.grpc = server.said(r"serving grpc (\S+)")[1]
         yield server
     finally:
         server.end()

@@ -70,12 +70,13 @@ def open_gate(gates: Path, gate: str) -> None:
 
 
 class Running:
-    """`log` grows as the server writes. `url` once it serves."""
+    """`log` grows as the server writes. `url` once it serves; `grpc` is "host:port", where it was asked
+    for."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.log: list[str] = []
-        self.url = ""
+        self.url = self.grpc = ""
         self._more = asyncio.Event()
         self._reader = asyncio.create_task(self._read())
 
@@ -133,13 +134,15 @@ async def serving(
     *flags: str,
     wait_for: str = r"serving (http://\S+)",
     program: Sequence[str] = PROGRAM,
+    grpc: bool = False,
     **environ: Any,
 ) -> AsyncIterator[Running]:
-    """`program`: the same server, started in another way."""
+    """`program`: the same server, started in another way. `grpc`: it speaks that too."""
     state = repo.parent / "state"
     process = await asyncio.create_subprocess_exec(
         *program, "serve", str(repo),
-        "--port", "0", "--state-dir", str(state), "--trust-code", *flags,
+        "--port", "0", "--state-dir", str(state), "--trust-code",
+        *(("--grpc-port", "0") if grpc else ("--no-allow-grpc",)), *flags,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
         env={**os.environ, **environ},
@@ -148,6 +151,8 @@ async def serving(
     try:
         if wait_for:
             running.url = (await running.said(wait_for))[1]
+        if grpc:
+            running.grpc = (await running.said(r"serving grpc (\S+)"))[1]
         yield running
     finally:
         await running.end()

@@ -91,7 +91,7 @@ WHOLE: dict[str, Any] = {
     "output into our memory": request(
         outputs=[{"name": "y", "parameters": {"shared_memory_region": "psm"}}]
     ),
-    "a class that is none": request(outputs=[{"name": "y", "parameters": {"classification": 1}}]),
+    "a class that is none": request(outputs=[{"name": "y", "parameters": {"classification": -1}}]),
     "an id that is no text": request(id=5),
     "a list": [],
     "null": None,
@@ -224,7 +224,11 @@ async def test_every_bad_request_is_a_clear_4xx_and_changes_nothing(
             answers.append((f"without {name}", await siege.infer(part, model="two")))
         assert await siege.truth() == before
         assert siege.rss() - rss < GIB // 8
-        assert await siege.check(answers, lambda status: status in (400, 415, 501)) == []
+        # Triton says 500 where elements of JSON were counted, and its clients may rely on it.
+        counted = [(k, v) for k, v in answers if b"rue shape" in v.body]
+        others = [(k, v) for k, v in answers if b"rue shape" not in v.body]
+        assert await siege.check(counted, lambda status: status == 500) == []
+        assert await siege.check(others, lambda status: status in (400, 501)) == []
         assert await siege.works("words") is False  # FP32 for BYTES
         page = (await siege.client.get("/metrics")).text
         bad = [line for line in page.splitlines() if "backend_error" in line and line[-2:] != " 0"]

@@ -152,10 +152,10 @@ async def test_other_verbs_are_405_and_other_addresses_404_in_json(tmp_path: Pat
         "/v1/events": "GET", "/v2": "GET", "/v2/health/live": "GET", "/v2/health/ready": "GET",
         "/v2/models/add": "GET", "/v2/models/add/ready": "GET", "/v2/models/add/infer": "POST",
         "/v2/models/org/name/versions/1/infer": "POST", "/": "GET", "/docs": "GET",
-        "/openapi.json": "GET",
+        "/openapi.json": "GET", "/v2/repository/index": "POST",
     }  # fmt: skip
     missing = (
-        "/v1", "/v3", "/v1/model", "/v1/models2", "/v2/health", "/v2/repository/index",
+        "/v1", "/v3", "/v1/model", "/v1/models2", "/v2/health", "/v2/repository",
         "/openapi", "/schema", "/favicon.ico", "/.env", "/health/x", "/metrics/x",
         "/v1/events/x", "/v2/models/infer", "/etc/passwd", "/../etc/passwd", "/%2e%2e/etc/passwd",
         "/V1/models", "/v1/Models/load",

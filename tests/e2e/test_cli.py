@@ -44,8 +44,8 @@ def serving(repo: Path, *flags: str, state: str = "state") -> Iterator[str]:
     """The URL of a server over `repo`; ends it with SIGTERM and wants exit code 0. `state`: a folder
     that no other server has."""
     server = subprocess.Popen(
-        [*COMMAND, "serve", str(repo), "--port", "0", "--trust-code", "--settle", "0.1", *flags,
-         "--state-dir", str(repo.parent / state)],
+        [*COMMAND, "serve", str(repo), "--port", "0", "--no-allow-grpc", "--trust-code",
+         "--settle", "0.1", *flags, "--state-dir", str(repo.parent / state)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ(),
     )  # fmt: skip
     assert server.stdout is not None

@@ -118,7 +118,12 @@ class Container:
             home / "root",
             shown={VENV: venv, "/models": self.models},
             written={"/state": self.state},
-            environ=environ | {"MODELDEPOT_PORT": str(self.port), "MODELDEPOT_SETTLE": "0.1"},
+            environ=environ
+            | {
+                "MODELDEPOT_PORT": str(self.port),
+                "MODELDEPOT_GRPC_PORT": "0",
+                "MODELDEPOT_SETTLE": "0.1",
+            },
             user=f"{user}:{group}",
         )
 

@@ -45,6 +45,40 @@ SCOPES: dict[tuple[str, str, str], str] = {
     ("GET", "/v1/gpu/memory", "/v1/gpu/memory"): "inference",
     ("GET", "/v2", "/v2"): "inference",
     ("GET", "/v2/models/{rest:path}", "/v2/models/org/name/ready"): "inference",
+    ("GET", "/v2/systemsharedmemory/status", "/v2/systemsharedmemory/status"): "inference",
+    (
+        "GET",
+        "/v2/systemsharedmemory/region/{name:str}/status",
+        "/v2/systemsharedmemory/region/r/status",
+    ): "inference",
+    ("POST", "/v2/systemsharedmemory/unregister", "/v2/systemsharedmemory/unregister"): "inference",
+    (
+        "POST",
+        "/v2/systemsharedmemory/region/{name:str}/unregister",
+        "/v2/systemsharedmemory/region/r/unregister",
+    ): "inference",
+    (
+        "POST",
+        "/v2/systemsharedmemory/region/{name:str}/register",
+        "/v2/systemsharedmemory/region/r/register",
+    ): "inference",
+    ("GET", "/v2/cudasharedmemory/status", "/v2/cudasharedmemory/status"): "inference",
+    (
+        "GET",
+        "/v2/cudasharedmemory/region/{name:str}/status",
+        "/v2/cudasharedmemory/region/r/status",
+    ): "inference",
+    ("POST", "/v2/cudasharedmemory/unregister", "/v2/cudasharedmemory/unregister"): "inference",
+    (
+        "POST",
+        "/v2/cudasharedmemory/region/{name:str}/unregister",
+        "/v2/cudasharedmemory/region/r/unregister",
+    ): "inference",
+    (
+        "POST",
+        "/v2/cudasharedmemory/region/{name:str}/register",
+        "/v2/cudasharedmemory/region/r/register",
+    ): "inference",
     ("GET", "/models", "/models"): "inference",
     ("GET", "/device/cpu", "/device/cpu"): "inference",
     ("GET", "/device/cuda", "/device/cuda"): "inference",
@@ -53,6 +87,16 @@ SCOPES: dict[tuple[str, str, str], str] = {
     ("GET", "/models/{model:str}/adapters", "/models/org/name/adapters"): "inference",
     ("GET", "/models/{model:str}/adapters/{adapter:str}", "/models/add/adapters/a1"): "inference",
     ("POST", "/v2/models/*/infer", "/v2/models/add/infer"): "inference",
+    ("POST", "/v2/models/*/generate", "/v2/models/add/generate"): "inference",
+    ("POST", "/v2/models/*/generate_stream", "/v2/models/add/generate_stream"): "inference",
+    ("POST", "/v2/models/{rest:path}", "/v2/models/add/trace/setting"): "admin",
+    ("GET", "/v2/trace/setting", "/v2/trace/setting"): "metrics",
+    ("POST", "/v2/trace/setting", "/v2/trace/setting"): "admin",
+    ("GET", "/v2/logging", "/v2/logging"): "metrics",
+    ("POST", "/v2/logging", "/v2/logging"): "admin",
+    ("POST", "/v2/repository/index", "/v2/repository/index"): "inference",
+    ("POST", "/v2/repository/{rest:path}", "/v2/repository/models/add/load"): "admin",
+    ("POST", "/v2/repository/{rest:path}", "/v2/repository/models/org/name/unload"): "admin",
     ("POST", "/v1/completions", "/v1/completions"): "inference",
     ("POST", "/v1/chat/completions", "/v1/chat/completions"): "inference",
     ("POST", "/v1/embeddings", "/v1/embeddings"): "inference",
@@ -197,11 +241,13 @@ def test_every_route_of_the_app_has_a_row_here_and_every_row_a_route(tmp_path: P
 
 
 def test_every_route_of_the_app_is_in_the_document_and_nothing_else() -> None:
-    infer = "/v2/models/*/infer"
-    described = {
-        (op.method, infer if op.path.endswith("/infer") else op.route or op.path)
-        for op in OPERATIONS
-    }
+    raw = ("infer", "generate", "generate_stream")
+
+    def pattern_of(path: str, route: str) -> str:
+        verb = path.rpartition("/")[2]
+        return f"/v2/models/*/{verb}" if verb in raw else route or path
+
+    described = {(op.method, pattern_of(op.path, op.route)) for op in OPERATIONS}
     assert described == {(method, pattern) for method, pattern, _ in SCOPES}
 
 

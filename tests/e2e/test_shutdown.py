@@ -96,19 +96,22 @@ async def test_a_second_signal_ends_it_at_once_and_takes_the_workers_along(
         await asyncio.gather(stuck, return_exceptions=True)
 
 
-async def test_a_request_that_never_ends_does_not_outlast_the_grace(
-    repo: Path, gates: Path
+@pytest.mark.parametrize("path", ["--fast-path", "--no-fast-path"])
+async def test_a_request_that_never_ends_does_not_outlast_the_grace_and_is_told_so(
+    repo: Path, gates: Path, path: str
 ) -> None:
     add_model(repo, gates, "stuck", infer="never")
-    async with serving(repo, "--grace", "1") as server, server.client() as client:
+    async with serving(repo, "--grace", "1", path) as server, server.client() as client:
         await ready(server)
         children = server.children()
         stuck = asyncio.create_task(client.post("/v2/models/stuck/infer", json=REQUEST))
         await reached(gates, "never")
         server.signal(signal.SIGTERM)
+        answer = await stuck
+        assert answer.status_code == 503 and "shutting down" in answer.json()["error"]
+        assert answer.headers["retry-after"] == "5"
         assert await server.code() in (0, 1)
         assert gone(children) and left_behind(repo) == []
-        await asyncio.gather(stuck, return_exceptions=True)
 
 
 async def test_a_load_that_the_end_cuts_off_is_told_so(repo: Path, gates: Path) -> None:

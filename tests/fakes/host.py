@@ -12,6 +12,7 @@ from repository.errors import WorkerDiedError
 from repository.generate import Ended, GenerateRequest, Piece
 from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse, Loaded
+from repository.responding import Responses
 from repository.spec import ModelSpec
 
 
@@ -23,6 +24,10 @@ def count(request: GenerateRequest) -> Iterable[Piece]:
     """ "0 ", "1 ", ... up to max_tokens (3 if nobody says how many)."""
     for n in range(request.sampling.max_tokens or 3):
         yield Piece(f"{n} ", [n])
+
+
+def once(request: InferRequest) -> Iterable[InferResponse]:
+    return [echo(request)]
 
 
 def done(order: AdapterOrder) -> AdapterReport:
@@ -41,8 +46,11 @@ class FakeHost:
     token_s, writes      how long one piece takes (all sequences run at once); what they are, or what
                          it raises instead of the next
     reports              what becomes of an order
+    answers, returns_s   what each request of `ask` is told, or what it raises instead of the next; after
+                         how long `ask` returns (None: when all have ended)
+    groups, left         the requests of each `ask`; those that nobody wanted to the end
     calls                "load", "sleep", "wake", "validate" and "stop", as they came
-    batches              every request that was given to `infer`
+    batches, ats         every request that was given to `infer`, and by which instance it was to be run
     asked, cancelled     every request that was given to `generate`; those that were cancelled
     orders               every order that was given to `adapt`
     """
@@ -68,6 +76,8 @@ class FakeHost:
         token_s: float = 0.0,
         writes: Callable[[GenerateRequest], Iterable[Piece]] = count,
         reports: Callable[[AdapterOrder], AdapterReport] = done,
+        answers: Callable[[InferRequest], Iterable[InferResponse]] = once,
+        returns_s: float | None = None,
     ) -> None:
         self.died: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.slots = slots
@@ -84,9 +94,14 @@ class FakeHost:
         self.token_s = token_s
         self.writes = writes
         self.reports = reports
+        self.answers, self.returns_s = answers, returns_s
+        self.groups: list[list[InferRequest]] = []
+        self.left: list[Responses] = []
+        self._talks: dict[asyncio.Future[None], asyncio.Task[None]] = {}
         self.measured = dict(memory or {})
         self.calls: list[str] = []
         self.batches: list[InferRequest] = []
+        self.ats: list[int | None] = []
         self.asked: list[GenerateRequest] = []
         self.cancelled: list[GenerateRequest] = []
         self.orders: list[AdapterOrder] = []
@@ -112,16 +127,53 @@ class FakeHost:
             raise self.load_error
         return self.loaded
 
-    def infer(self, request: InferRequest) -> asyncio.Future[InferResponse]:
+    def infer(self, request: InferRequest, at: int | None = None) -> asyncio.Future[InferResponse]:
         assert "stop" not in self.calls and not self.sleeping, "infer after stop, or asleep"
         future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
         if self.died.done():
             future.set_exception(WorkerDiedError(self.died.result()))
             return future
         self.batches.append(request)
+        self.ats.append(at)
         self._waiting.append((request, future))
         self._fill()
         return future
+
+    def ask(self, requests: Sequence[Responses], at: int | None = None) -> asyncio.Future[None]:
+        """Each is told what `answers` says, `token_s` apart, and ends; all at once. Returns after the
+        last, or after `returns_s`."""
+        assert "stop" not in self.calls and not self.sleeping, "ask after stop, or asleep"
+        self.groups.append([r.request for r in requests])
+        self.ats.append(at)
+        tasks = [asyncio.create_task(self._converse(r)) for r in requests]
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._talks[future] = asyncio.create_task(self._return(tasks, future))
+        return future
+
+    async def _converse(self, responses: Responses) -> None:
+        responses.on_close = self.left.append
+        error: Exception | None = None
+        try:
+            await asyncio.wait({self.died}, timeout=self.infer_s)
+            for response in self.answers(responses.request):
+                if self.died.done():
+                    raise WorkerDiedError(self.died.result())
+                response.compute_s = self.token_s or self.infer_s
+                responses.tell(response)
+                await asyncio.sleep(self.token_s)
+                if responses in self.left:
+                    break
+        except Exception as raised:  # noqa: BLE001 - a model may raise anything
+            error = raised
+        responses.end(error)
+
+    async def _return(
+        self, tasks: Sequence[asyncio.Task[None]], future: asyncio.Future[None]
+    ) -> None:
+        await asyncio.wait(tasks, timeout=self.returns_s)
+        future.set_result(None)
+        await asyncio.wait(tasks)
+        del self._talks[future]
 
     def generate(
         self, request: GenerateRequest, tell: Callable[[Piece], None]

@@ -68,7 +68,7 @@ def walk(gen: Generation, *events: Event) -> None:
 
 def batcher(executions: int, samples: int, waiting: int = 0) -> Any:
     return SimpleNamespace(
-        executions=executions, samples=samples, queue_length=waiting, in_flight=0
+        executions=executions, samples=samples, batches={}, queue_length=waiting, in_flight=0
     )
 
 

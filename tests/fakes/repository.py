@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,10 +40,12 @@ from repository.reports import (
     PinReport,
     Skill,
     SleepReport,
+    StepReport,
     UnloadAllReport,
     UnloadReport,
 )
 from repository.repository import Repository
+from repository.responding import Responses
 from repository.snapshot import ModelFolder
 from repository.spec import ModelSpec
 
@@ -96,6 +98,8 @@ class FakeRepository(Repository):
         self.plans: dict[str, DryRun] = {}
         self.calls: list[tuple[Any, ...]] = []
         self.load_gate: asyncio.Event | None = None
+        self.opened: list[Responses] = []  # by `stream`
+        self.hold_open = False  # what `stream` gives has not ended by itself
         self.is_ready = True
         self.is_draining = False
         self.entered = self.left = 0
@@ -194,7 +198,9 @@ class FakeRepository(Repository):
         finally:
             self.left += 1
 
-    def lease(self, model: str, version: int | None = None) -> Lease:
+    def lease(
+        self, model: str, version: int | None = None, parameters: Mapping[str, Any] | None = None
+    ) -> Lease:
         folder = self._folder(check_name(model))
         gens = [
             g
@@ -216,6 +222,20 @@ class FakeRepository(Repository):
         else:
             future.set_result(found)
         return future
+
+    def stream(self, gen: Generation, request: InferRequest) -> Responses:
+        """`answers` gives one or a list of them, of which an exception is the last."""
+        found = self.answers(request)
+        responses = Responses(request)
+        self.opened.append(responses)
+        for each in found if isinstance(found, list) else [found]:
+            if isinstance(each, BaseException):
+                responses.end(each)
+            else:
+                responses.tell(each)
+        if not self.hold_open:
+            responses.end()
+        return responses
 
     def room(self, model: str, version: int | None, size: int) -> memoryview | None:
         return None
@@ -333,6 +353,9 @@ class FakeRepository(Repository):
     @property
     def unwell(self) -> bool:
         return any(s.wanted and s.state is Public.FAILED for s in self.statuses())
+
+    def steps(self, status: ModelStatus) -> list[StepReport]:
+        return []
 
     def adapters(self, model: str) -> list[AdapterView]:
         return self.of_models.get(self._folder(model).name, [])

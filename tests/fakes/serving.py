@@ -36,6 +36,27 @@ async def serving(models: Repository, key: str = "", **settings: Any) -> AsyncIt
 
 
 @asynccontextmanager
+async def staying(models: Repository, key: str = "", **settings: Any) -> AsyncIterator[Client]:
+    """`serving` for a fixture, which is begun in one task and ended in another."""
+    up: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+    over = asyncio.Event()
+
+    async def stay() -> None:
+        async with serving(models, key, **settings) as client:
+            up.set_result(client)
+            await over.wait()
+
+    task = asyncio.create_task(stay())
+    await asyncio.wait([task, up], return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if up.done():
+            yield up.result()
+    finally:
+        over.set()
+        await task
+
+
+@asynccontextmanager
 async def listening(models: Repository, **settings: Any) -> AsyncIterator[tuple[Server, str]]:
     """The server on a real socket, and its URL. At the end it drains as after a signal."""
     chosen = Settings(**settings)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import pytest_asyncio
 from litestar.utils import normalize_path
 
 from server.app import ModelDepot, build_app
 from server.auth import Scope, scope_of
 from server.settings import Settings
 from tests.fakes.repository import FakeRepository
-from tests.fakes.serving import serving
+from tests.fakes.serving import Client, serving, staying
 
 KEYS = {"inference": "key-i", "admin": "key-a", "metrics": "key-m"}
 OPEN = {"/", "/docs", "/health", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
@@ -27,15 +28,21 @@ RAW = (  # routes that Litestar does not know
 )
 
 
-@pytest.fixture
-def key_file(tmp_path: Path) -> Path:
+together = pytest.mark.asyncio(loop_scope="module")  # with one app for all routes
+
+
+def write_keys(path: Path) -> Path:
     lines = ["keys:\n"]
     for scope, key in KEYS.items():
         digest = hashlib.sha256(key.encode()).hexdigest()
         lines.append(f'  - {{name: {scope}, sha256: "{digest}", scopes: [{scope}]}}\n')
-    path = tmp_path / "keys.yaml"
     path.write_text("".join(lines))
     return path
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    return write_keys(tmp_path / "keys.yaml")
 
 
 def depot() -> FakeRepository:
@@ -54,6 +61,23 @@ def registered(app: ModelDepot) -> Iterator[tuple[str, str]]:
 
 
 ROUTES = sorted(set(registered(build_app(depot(), Settings()))))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gate(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Client, list[Any]]]:
+    """An app, and the calls that got through to its models, which no test should add to."""
+    models = depot()
+    key_file = write_keys(tmp_path_factory.mktemp("gate") / "keys.yaml")
+    async with staying(models, api_keys=key_file) as client:
+        yield client, models.calls
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def admin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
+    """For who may do everything, and does: what became of the models is nobody's matter."""
+    key_file = write_keys(tmp_path_factory.mktemp("admin") / "keys.yaml")
+    async with staying(depot(), KEYS["admin"], api_keys=key_file) as client:
+        yield client
 
 
 def spellings(path: str) -> set[str]:
@@ -89,41 +113,42 @@ def test_the_walk_sees_all_the_faces() -> None:
     assert len(ROUTES) > 15
 
 
+@together
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 async def test_without_a_key_only_the_open_routes_answer(
-    key_file: Path, method: str, path: str
+    gate: tuple[Client, list[Any]], method: str, path: str
 ) -> None:
-    models = depot()
-    async with serving(models, api_keys=key_file) as client:
-        answer = await client.request(method, path, json={"model_name": "a"})
-        if path in OPEN and method == "GET":
-            assert answer.status_code == 200
-        elif path.startswith("/docs/") and method == "GET":
-            assert answer.status_code == 404  # no part of the page
-        else:
-            assert answer.status_code == 401
-            assert answer.headers["www-authenticate"] == "Bearer"
-            assert {"error", "message"} & set(answer.json())  # each face in its own words
-        assert models.calls == []
+    client, calls = gate
+    answer = await client.request(method, path, json={"model_name": "a"})
+    if path in OPEN and method == "GET":
+        assert answer.status_code == 200
+    elif path.startswith("/docs/") and method == "GET":
+        assert answer.status_code == 404  # no part of the page
+    else:
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert {"error", "message"} & set(answer.json())  # each face in its own words
+    assert calls == []
 
 
+@together
 @pytest.mark.parametrize(("method", "path"), [r for r in ROUTES if scope_of(*r) is Scope.ADMIN])
 @pytest.mark.parametrize("key", ["inference", "metrics"])
 async def test_an_admin_route_refuses_every_weaker_key(
-    key_file: Path, method: str, path: str, key: str
+    gate: tuple[Client, list[Any]], method: str, path: str, key: str
 ) -> None:
-    models = depot()
-    async with serving(models, KEYS[key], api_keys=key_file) as client:
-        answer = await client.request(method, path, json={"model_name": "a"})
-        assert answer.status_code == 403 and key in answer.text
-        assert models.calls == []
+    client, calls = gate
+    headers = {"authorization": f"Bearer {KEYS[key]}"}
+    answer = await client.request(method, path, json={"model_name": "a"}, headers=headers)
+    assert answer.status_code == 403 and key in answer.text
+    assert calls == []
 
 
+@together
 @pytest.mark.parametrize(("method", "path"), [r for r in ROUTES if r[1] != "/v1/events"])
-async def test_an_admin_key_passes_everywhere(key_file: Path, method: str, path: str) -> None:
-    async with serving(depot(), KEYS["admin"], api_keys=key_file) as client:
-        answer = await client.request(method, path, json={"model_name": "a"})
-        assert answer.status_code not in (401, 403)
+async def test_an_admin_key_passes_everywhere(admin: Client, method: str, path: str) -> None:
+    answer = await admin.request(method, path, json={"model_name": "a"})
+    assert answer.status_code not in (401, 403)
 
 
 async def ask(
@@ -155,25 +180,25 @@ async def ask(
     return statuses[0] if statuses else 0
 
 
+@together
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 async def test_no_spelling_of_a_path_gets_past_the_gate(
-    key_file: Path, method: str, path: str
+    gate: tuple[Client, list[Any]], method: str, path: str
 ) -> None:
     """Without a key nothing but the open routes answers; with an inference key nothing of an
     admin's is ever done."""
-    models = depot()
-    async with serving(models, api_keys=key_file) as client:
-        for spelling in sorted(spellings(path)):
-            status = await ask(client.app, method, spelling)
-            allowed = (200, 401) if path in OPEN and method == "GET" else (401,)
-            plain = normalize_path(unquote(spelling.partition("?")[0]))
-            if plain.startswith("/docs/") and method == "GET":
-                allowed = (200, 401, 404)  # nothing but the parts of a page is below it
-            assert status in allowed, spelling
-            key = (b"x-api-key", KEYS["inference"].encode())
-            status = await ask(client.app, method, spelling, key)
-            assert status != 401, spelling
-        assert models.calls == []
+    client, calls = gate
+    for spelling in sorted(spellings(path)):
+        status = await ask(client.app, method, spelling)
+        allowed = (200, 401) if path in OPEN and method == "GET" else (401,)
+        plain = normalize_path(unquote(spelling.partition("?")[0]))
+        if plain.startswith("/docs/") and method == "GET":
+            allowed = (200, 401, 404)  # nothing but the parts of a page is below it
+        assert status in allowed, spelling
+        key = (b"x-api-key", KEYS["inference"].encode())
+        status = await ask(client.app, method, spelling, key)
+        assert status != 401, spelling
+    assert calls == []
 
 
 async def test_a_root_path_moves_nothing_past_the_gate(key_file: Path) -> None:

@@ -237,6 +237,7 @@ async def test_requests_that_do_not_fit_are_the_clients_fault(zygotes, tmp_path)
         ("raise ValueError('not today')", "ValueError: not today"),
         ("x = (", "SyntaxError"),
         ("import nothing_like_it", "ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("import triton_python_backend_utils", "set backend to triton_python, or leave it out"),
         ("def Model(): ...", "model.py has no class 'Model'; write one, or set options.class"),
         ("class Model: ...", "has no method infer(self, inputs)"),
         ("class Model:\n    infer = print\n    inputs = ['x']", "must be (name, datatype, shape)"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,7 @@ from repository.errors import (
     WorkerDiedError,
 )
 from repository.hosts import snapshots
+from repository.hosts import zygote as zygotes_own
 from repository.hosts.zygotes import Zygote
 from repository.tensors import Tensor
 from tests import models
@@ -304,6 +306,17 @@ async def test_a_zygote_that_cannot_start_fails_the_load_and_not_the_server():
         with pytest.raises(LoadFailedError, match="did not start"):
             await zygote.up
         await zygote.close()
+
+
+def test_a_server_that_was_killed_before_it_read_what_its_zygote_told_is_gone_and_no_error():
+    control, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    wakeup, poke = os.pipe()
+    with control, ours:
+        control.send(b"a worker ended")
+        ours.close()
+        zygotes_own.Zygote(control, wakeup).run()
+    os.close(wakeup)
+    os.close(poke)
 
 
 async def test_a_worker_whose_device_is_lost_ends_so_that_another_can_take_over(tmp_path):

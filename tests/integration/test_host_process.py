@@ -183,16 +183,21 @@ async def test_what_cannot_travel_is_refused_without_harm(tmp_path):
 
 async def test_a_failure_of_the_model_leaves_the_worker_in_service(tmp_path):
     source = """
+        import asyncio
         class Model:
             def infer(self, inputs):
                 if inputs["x"].sum() == 0:
                     raise SystemExit("no zeros")
+                if inputs["x"].sum() < 0:
+                    raise asyncio.CancelledError
                 return inputs
     """
     spec = models.spec_of(models.python_model(tmp_path / "m/1", source), "python")
     async with forking() as zygotes, hosted(spec, tmp_path / "s", zygotes) as (host, _):
         with pytest.raises(InferenceFailedError, match=r"^SystemExit: no zeros$"):
             await host.infer(ask(X))
+        with pytest.raises(InferenceFailedError, match=r"^CancelledError$"):
+            await host.infer(ask(Tensor.of("x", np.full(2, -1.0))))
         assert one(await host.infer(ask(Tensor.of("x", np.ones(2))))).tolist() == [1, 1]
 
 

@@ -42,9 +42,9 @@ def counted(backend: OnnxBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[l
             runs.append("plain")
             return session.run(*args)
 
-        def run_with_iobinding(self, binding: object) -> object:
+        def run_with_iobinding(self, *args: object) -> object:
             runs.append("bound")
-            return session.run_with_iobinding(binding)
+            return session.run_with_iobinding(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(backend, "_session", Session())

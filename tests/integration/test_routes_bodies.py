@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import struct
 from collections.abc import Callable, Iterable
@@ -146,6 +147,8 @@ KEPT: dict[str, tuple[bytes, int]] = {
     "no content type": (head("POST", INFER, f"Content-Length: {len(BODY)}") + BODY, 200),
     "another content type": (post(INFER, BODY, "Content-Type: text/plain"), 200),
     "no packing": (post(INFER, BODY, "Content-Encoding: identity"), 200),
+    "gzip that is none": (post(INFER, BODY, "Content-Encoding: gzip"), 400),
+    "gzip": (post(INFER, gzip.compress(BODY), "Content-Encoding: gzip"), 200),
     "a wish for packing": (post(INFER, BODY, "Accept-Encoding: gzip, deflate"), 200),
     "a request id": (post(INFER, BODY, "X-Request-Id: mine"), 200),
     "many headers": (post(INFER, BODY, *[f"X-{n}: {n}" for n in range(500)]), 200),
@@ -214,8 +217,8 @@ ENDED: dict[str, tuple[bytes, int]] = {
     "a chunk without a size": (CHUNKED + b"zz\r\n", 400),
     "a chunk longer than it says": (CHUNKED + b"1\r\nabc\r\n", 400),
     "a chunk beyond 64 bits": (CHUNKED + b"f" * 17 + b"\r\n", 400),
-    "gzip": (post(INFER, BODY, "Content-Encoding: gzip"), 415),
-    "two packings": (post(INFER, BODY, "Content-Encoding: identity, gzip"), 415),
+    "brotli": (post(INFER, BODY, "Content-Encoding: br"), 501),
+    "two packings": (post(INFER, BODY, "Content-Encoding: identity, gzip"), 501),
     "two lengths of the header": (post(INFER, BODY, f"{LENGTH}: 5", f"{LENGTH}: 6"), 400),
     "too large": (head("POST", INFER, TOO_LARGE) + b" " * 10, 400),
     "too large, all of it": (post(INFER, padded(MAX_BODY + 1)), 400),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,17 +19,18 @@ from repository.errors import (
 )
 from repository.generate import GenerateRequest, Sampling
 from repository.hosts.base import Host
-from repository.hosts.zygotes import Zygotes
 from repository.lifecycle.placement import Memory
 from repository.spec import ModelSpec
 from tests import models, tiny
 from tests.embedding import order_of, texts
-from tests.hosting import ask, fails, forking, hosted, make, one, open_files
+from tests.hosting import ask, fails, hosted, make, one, open_files
 from tests.lora import Mlp
 from tests.lora import order as lora_order
 from tests.lora import write as write_lora
 from tests.torch_models import export, given, listed, loaded, mlp, write, write_mlp
 from tests.torch_models import order_of as torch_order
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ROWS = np.random.default_rng(7).normal(size=(5, 4)).astype(np.float32)
 TIED = """
@@ -61,14 +60,6 @@ COUNTS = """
         def wake(self):
             self.calls.append("wake")
 """
-
-
-@asynccontextmanager
-async def serving(
-    spec: ModelSpec, tmp_path: Path, **options: object
-) -> AsyncIterator[tuple[Host, Zygotes]]:
-    async with forking() as zygotes, hosted(spec, tmp_path / "s", zygotes, **options) as (host, _):
-        yield host, zygotes
 
 
 def total(memory: Memory, *devices: str) -> int:
@@ -113,10 +104,10 @@ def spec_of_kind(kind: str, folder: Path) -> ModelSpec:
 @pytest.mark.parametrize(
     "kind", ["torch_module", "torch_export", "torchscript", "onnx", "external"]
 )
-async def test_ten_naps_change_no_bit_of_the_answers(tmp_path, kind):
+async def test_ten_naps_change_no_bit_of_the_answers(tmp_path, kind, zygotes):
     spec = spec_of_kind(kind, tmp_path / "m/1")
     rows = np.resize(ROWS, (5, 4096)) if kind == "external" else ROWS
-    async with serving(spec, tmp_path, instances=2) as (host, _):
+    async with hosted(spec, tmp_path / "s", zygotes, instances=2) as (host, _):
         files = open_files()
         before = one(await host.infer(ask(*given(x=rows)))).copy()
         for _ in range(10):
@@ -127,9 +118,9 @@ async def test_ten_naps_change_no_bit_of_the_answers(tmp_path, kind):
         assert not host.died.done() and open_files() == files
 
 
-async def test_nothing_runs_while_a_model_sleeps_and_sleep_is_not_asked_twice(tmp_path):
+async def test_nothing_runs_while_a_model_sleeps_and_sleep_is_not_asked_twice(tmp_path, zygotes):
     spec = spec_of_kind("torch_module", tmp_path / "m/1")
-    async with serving(spec, tmp_path) as (host, _):
+    async with hosted(spec, tmp_path / "s", zygotes) as (host, _):
         await fails(host.wake, InvalidRequestError)
         await host.sleep()
         for _ in range(2):
@@ -140,11 +131,11 @@ async def test_nothing_runs_while_a_model_sleeps_and_sleep_is_not_asked_twice(tm
         one(await host.infer(ask(*given(x=ROWS))))
 
 
-async def test_tied_weights_stay_tied_and_a_changed_buffer_keeps_its_number(tmp_path):
+async def test_tied_weights_stay_tied_and_a_changed_buffer_keeps_its_number(tmp_path, zygotes):
     torch.manual_seed(1)
     weights = {"up.weight": torch.randn(1 << 18, 4), "count": torch.zeros(1)}
     spec = models.spec_of(write(tmp_path / "m/1", TIED, weights), "torch_module")
-    async with serving(spec, tmp_path) as (host, _):
+    async with hosted(spec, tmp_path / "s", zygotes) as (host, _):
         first = {t.name: t.array().copy() for t in (await host.infer(ask(*given(x=ROWS)))).outputs}
         held = (await host.memory())["cpu"]["weights"]
         assert 4 << 20 <= held < 5 << 20, "what is tied counts once"
@@ -155,9 +146,9 @@ async def test_tied_weights_stay_tied_and_a_changed_buffer_keeps_its_number(tmp_
         assert (first["count"] == 1).all() and (again["count"] == 2).all()
 
 
-async def test_figures_add_up_to_what_the_processes_have(tmp_path):
+async def test_figures_add_up_to_what_the_processes_have(tmp_path, zygotes):
     spec = models.spec_of(tiny.write_text_model(tmp_path / "m/1"), "text")
-    async with forking() as zygotes, hosted(spec, tmp_path / "s", zygotes) as (host, loaded):
+    async with hosted(spec, tmp_path / "s", zygotes) as (host, loaded):
         pids = loaded.details["pids"]
         awake = await host.memory()
         assert set(awake["cpu"]) == {"weights", "kv", "workspace"}
@@ -171,13 +162,13 @@ async def test_figures_add_up_to_what_the_processes_have(tmp_path):
         assert abs(again - awake["cpu"]["kv"]) <= 4 * pages.PAGE
 
 
-async def test_keys_and_values_are_really_given_back(tmp_path):
+async def test_keys_and_values_are_really_given_back(tmp_path, zygotes):
     spec = models.spec_of(
         tiny.write_text_model(tmp_path / "m/1", max_position_embeddings=4096),
         "text",
         options={"slots": 64, "max_len": 4096},
     )
-    async with forking() as zygotes, hosted(spec, tmp_path / "s", zygotes) as (host, loaded):
+    async with hosted(spec, tmp_path / "s", zygotes) as (host, loaded):
         kv = loaded.memory["kv"]
         assert kv > 100 << 20
         before = await resident(loaded.details["pids"])
@@ -186,7 +177,7 @@ async def test_keys_and_values_are_really_given_back(tmp_path):
         await host.wake()
 
 
-def test_mapped_weights_are_really_given_back(tmp_path):
+async def test_mapped_weights_are_really_given_back(tmp_path):
     torch.manual_seed(0)
     weights = {"w": torch.randn(1 << 22)}
     source = """
@@ -223,9 +214,9 @@ async def written(host: Host, request: GenerateRequest) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba"])  # by slots, by generate
-async def test_texts_after_a_nap_are_those_before_it(tmp_path, kind):
+async def test_texts_after_a_nap_are_those_before_it(tmp_path, kind, zygotes):
     folder = tiny.write_text_model(tmp_path / "m/1", kind)
-    async with serving(models.spec_of(folder, "text"), tmp_path) as (host, _):
+    async with hosted(models.spec_of(folder, "text"), tmp_path / "s", zygotes) as (host, _):
         before = [await written(host, writes(p)) for p in ("a", "the quick brown", "x y z" * 9)]
         for _ in range(3):
             await host.sleep()
@@ -236,9 +227,9 @@ async def test_texts_after_a_nap_are_those_before_it(tmp_path, kind):
             assert again == before
 
 
-async def test_sleep_waits_for_a_text_that_was_given_up_a_moment_ago(tmp_path):
+async def test_sleep_waits_for_a_text_that_was_given_up_a_moment_ago(tmp_path, zygotes):
     folder = tiny.write_text_model(tmp_path / "m/1")
-    async with serving(models.spec_of(folder, "text"), tmp_path) as (host, _):
+    async with hosted(models.spec_of(folder, "text"), tmp_path / "s", zygotes) as (host, _):
         before = await written(host, writes("a"))
         heard = asyncio.Event()
         text = host.generate(writes("b", 200), lambda piece: heard.set())
@@ -252,14 +243,14 @@ async def test_sleep_waits_for_a_text_that_was_given_up_a_moment_ago(tmp_path):
 # adapters -----------------------------------------------------------------------------------------
 
 
-async def test_adapters_sleep_with_their_model_and_are_the_same_afterwards(tmp_path):
+async def test_adapters_sleep_with_their_model_and_are_the_same_afterwards(tmp_path, zygotes):
     folder = tiny.write_encoder(tmp_path / "m/1")
     for seed in (0, 1):
         tiny.write_adapter(
             tmp_path / f"a{seed}", tiny.model_of("bert"), seed=seed, targets=("query", "value")
         )
     asked = [texts("one", "two"), texts("one", "two", adapters=("a0", "a1"))]
-    async with serving(models.spec_of(folder, "embed"), tmp_path) as (host, _):
+    async with hosted(models.spec_of(folder, "embed"), tmp_path / "s", zygotes) as (host, _):
         reports = await host.adapt([order_of(tmp_path / name) for name in ("a0", "a1")])
         assert [report.error for report in reports] == ["", ""]
         before = [(await host.infer(request)).outputs[0].array().copy() for request in asked]
@@ -273,7 +264,7 @@ async def test_adapters_sleep_with_their_model_and_are_the_same_afterwards(tmp_p
         assert all(r.residence == "device" for r in await host.adapt([]))
 
 
-async def test_an_adapter_may_be_added_after_a_nap(tmp_path):
+async def test_an_adapter_may_be_added_after_a_nap(tmp_path, zygotes):
     made = write_lora(tmp_path / "a", seed=3, r=4)
     source = """
         import torch
@@ -289,7 +280,7 @@ async def test_an_adapter_may_be_added_after_a_nap(tmp_path):
     """
     folder = write(tmp_path / "m/1", source, Mlp().state_dict())
     spec = models.spec_of(folder, "torch_module", max_batch_size=4)
-    async with serving(spec, tmp_path) as (host, _):
+    async with hosted(spec, tmp_path / "s", zygotes) as (host, _):
         await host.sleep()
         await host.wake()
         (report,) = await host.adapt([lora_order(made.path, "a")])
@@ -299,44 +290,42 @@ async def test_an_adapter_may_be_added_after_a_nap(tmp_path):
 # the user's own ------------------------------------------------------------------------------------
 
 
-async def test_a_python_model_sleeps_by_its_own_methods_in_a_process_and_inline(tmp_path):
+async def test_a_python_model_sleeps_by_its_own_methods_in_a_process_and_inline(tmp_path, zygotes):
     spec = models.spec_of(models.python_model(tmp_path / "m/1", COUNTS), "python")
-    async with forking() as zygotes:
-        for how in (zygotes, None):
-            async with hosted(spec, tmp_path / "s", how) as (host, loaded):
-                assert loaded.abilities == ("sleep",)
-                await host.sleep()
-                with pytest.raises(InferenceFailedError, match="the model sleeps"):
-                    await host.infer(ask(*given(x=ROWS)))
-                await host.wake()
-                assert one(await host.infer(ask(*given(x=ROWS)))).tolist() == (ROWS + 2).tolist()
+    for how in (zygotes, None):
+        async with hosted(spec, tmp_path / "s", how) as (host, loaded):
+            assert loaded.abilities == ("sleep",)
+            await host.sleep()
+            with pytest.raises(InferenceFailedError, match="the model sleeps"):
+                await host.infer(ask(*given(x=ROWS)))
+            await host.wake()
+            assert one(await host.infer(ask(*given(x=ROWS)))).tolist() == (ROWS + 2).tolist()
 
 
-async def test_half_of_it_is_refused_and_none_cannot_sleep(tmp_path):
+async def test_half_of_it_is_refused_and_none_cannot_sleep(tmp_path, zygotes):
     half = COUNTS.replace("def wake", "def awake")
     spec = models.spec_of(models.python_model(tmp_path / "h/1", half), "python")
-    async with forking() as zygotes:
-        host = make(spec, tmp_path / "s", zygotes)
-        text = await fails(lambda: host.load(spec, ["cpu"]), LoadFailedError)
-        assert "write both or neither" in text
-        await host.stop(5)
-        none = half.replace("def sleep", "def asleep")
-        spec = models.spec_of(models.python_model(tmp_path / "n/1", none), "python")
-        for how in (zygotes, None):
-            async with hosted(spec, tmp_path / "s", how) as (awake, loaded):
-                assert loaded.abilities == ()
-                await fails(awake.sleep, InvalidRequestError)
-                await fails(awake.wake, InvalidRequestError)
-                one(await awake.infer(ask(*given(x=ROWS))))
+    host = make(spec, tmp_path / "s", zygotes)
+    text = await fails(lambda: host.load(spec, ["cpu"]), LoadFailedError)
+    assert "write both or neither" in text
+    await host.stop(5)
+    none = half.replace("def sleep", "def asleep")
+    spec = models.spec_of(models.python_model(tmp_path / "n/1", none), "python")
+    for how in (zygotes, None):
+        async with hosted(spec, tmp_path / "s", how) as (awake, loaded):
+            assert loaded.abilities == ()
+            await fails(awake.sleep, InvalidRequestError)
+            await fails(awake.wake, InvalidRequestError)
+            one(await awake.infer(ask(*given(x=ROWS))))
 
 
 # what is given back beside it ------------------------------------------------------------------------
 
 
-async def test_the_shared_memory_of_a_sleeping_model_is_given_back(tmp_path):
+async def test_the_shared_memory_of_a_sleeping_model_is_given_back(tmp_path, zygotes):
     spec = models.spec_of(models.identity_onnx(tmp_path / "m/1/model.onnx", "FP32", (-1,)))
     sent = np.arange(1 << 22, dtype=np.float32)
-    async with serving(spec, tmp_path) as (host, _):
+    async with hosted(spec, tmp_path / "s", zygotes) as (host, _):
         for _ in range(2):
             assert np.array_equal(one(await host.infer(ask(*given(x=sent)))), sent)
         kept = one(await host.infer(ask(*given(x=sent))))

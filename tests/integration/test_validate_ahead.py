@@ -16,8 +16,10 @@ from repository.errors import IncompleteFilesError, LoadFailedError, RepositoryE
 from repository.hosts.zygotes import Zygotes
 from repository.spec import ModelSpec
 from tests import models, tiny
-from tests.hosting import children, forking, make
+from tests.hosting import children, make
 from tests.torch_models import MLP, export, listed, mlp, write, write_mlp
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 X = torch.zeros(1, 4)
 
@@ -46,7 +48,7 @@ def spec_of(folder: Path, backend: str, file: str = "", **config: Any) -> ModelS
     return replace(spec, model_file=file) if file else spec
 
 
-async def test_sound_models_of_every_kind_are_found_sound(tmp_path):
+async def test_sound_models_of_every_kind_are_found_sound(tmp_path, zygotes):
     script = tmp_path / "s/1/model.pt"
     script.parent.mkdir(parents=True)
     with pytest.warns(DeprecationWarning, match="torch.jit"):
@@ -66,108 +68,100 @@ async def test_sound_models_of_every_kind_are_found_sound(tmp_path):
         spec_of(tiny.write_encoder(tmp_path / "e/1"), "embed"),
         spec_of(python, "python"),
     ]
-    async with forking() as zygotes:
-        for spec in specs:
-            await zygotes.warm(registry.entry(spec.backend).framework)
-        before = children()
-        for spec in specs:
-            host = make(spec, tmp_path / "s", zygotes)
-            await host.validate(spec, "cpu")
-            assert children() == before, "a worker that looked has ended"
-            assert not host.died.done()
+    for spec in specs:
+        await zygotes.warm(registry.entry(spec.backend).framework)
+    before = children()
+    for spec in specs:
+        host = make(spec, tmp_path / "s", zygotes)
+        await host.validate(spec, "cpu")
+        assert children() == before, "a worker that looked has ended"
+        assert not host.died.done()
     inline = make(specs[2], tmp_path / "s")
     await inline.validate(specs[2], "cpu")
 
 
-async def test_a_torch_modules_weights_are_held_against_its_class(tmp_path):
+async def test_a_torch_modules_weights_are_held_against_its_class(tmp_path, zygotes):
     weights = mlp().state_dict()
-    async with forking() as zygotes:
-        lacks = {name: t for name, t in weights.items() if name != "two.bias"}
-        text = await said(
-            spec_of(write(tmp_path / "a/1", MLP, lacks), "torch_module"), tmp_path, zygotes
-        )
-        assert "it lacks two.bias" in text
-        other = {**weights, "one.weight": torch.zeros(9, 4)}
-        text = await said(
-            spec_of(write(tmp_path / "b/1", MLP, other), "torch_module"), tmp_path, zygotes
-        )
-        assert "size mismatch for one.weight" in text
-        cut = write_mlp(tmp_path / "c/1")
-        file = cut / "model.safetensors"
-        file.write_bytes(file.read_bytes()[:-8])
-        text = await said(spec_of(cut, "torch_module"), tmp_path, zygotes)
-        assert text.startswith("IncompleteFilesError") and "model.safetensors" in text
-        broken = write(tmp_path / "d/1", MLP.replace("def forward", "def forward("), weights)
-        assert "SyntaxError" in await said(spec_of(broken, "torch_module"), tmp_path, zygotes)
+    lacks = {name: t for name, t in weights.items() if name != "two.bias"}
+    text = await said(
+        spec_of(write(tmp_path / "a/1", MLP, lacks), "torch_module"), tmp_path, zygotes
+    )
+    assert "it lacks two.bias" in text
+    other = {**weights, "one.weight": torch.zeros(9, 4)}
+    text = await said(
+        spec_of(write(tmp_path / "b/1", MLP, other), "torch_module"), tmp_path, zygotes
+    )
+    assert "size mismatch for one.weight" in text
+    cut = write_mlp(tmp_path / "c/1")
+    file = cut / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    text = await said(spec_of(cut, "torch_module"), tmp_path, zygotes)
+    assert text.startswith("IncompleteFilesError") and "model.safetensors" in text
+    broken = write(tmp_path / "d/1", MLP.replace("def forward", "def forward("), weights)
+    assert "SyntaxError" in await said(spec_of(broken, "torch_module"), tmp_path, zygotes)
 
 
-async def test_a_class_that_computes_with_its_numbers_is_left_to_the_load(tmp_path):
+async def test_a_class_that_computes_with_its_numbers_is_left_to_the_load(tmp_path, zygotes):
     source = MLP.replace(
         "self.two =", "self.most = float(self.one.weight.max())\n            self.two ="
     )
     spec = spec_of(write(tmp_path / "m/1", source, mlp().state_dict()), "torch_module")
-    async with forking() as zygotes:
-        assert await said(spec, tmp_path, zygotes) == ""
+    assert await said(spec, tmp_path, zygotes) == ""
 
 
-async def test_a_text_models_weights_are_held_against_its_config(tmp_path):
+async def test_a_text_models_weights_are_held_against_its_config(tmp_path, zygotes):
     folder = tiny.write_text_model(tmp_path / "m/1")
     file = folder / "model.safetensors"
     weights = load_file(file)
     gone = sorted(weights)[3]
-    async with forking() as zygotes:
-        save_file({n: t for n, t in weights.items() if n != gone}, file, {"format": "pt"})
-        assert gone in await said(spec_of(folder, "text"), tmp_path, zygotes)
-        save_file({**weights, "extra": torch.zeros(3)}, file, {"format": "pt"})
-        assert "belong to no part" in await said(spec_of(folder, "text"), tmp_path, zygotes)
-        save_file(weights, file, {"format": "pt"})
-        (folder / "tokenizer.json").unlink()
-        assert "tokenizer.json" in await said(spec_of(folder, "text"), tmp_path, zygotes)
+    save_file({n: t for n, t in weights.items() if n != gone}, file, {"format": "pt"})
+    assert gone in await said(spec_of(folder, "text"), tmp_path, zygotes)
+    save_file({**weights, "extra": torch.zeros(3)}, file, {"format": "pt"})
+    assert "belong to no part" in await said(spec_of(folder, "text"), tmp_path, zygotes)
+    save_file(weights, file, {"format": "pt"})
+    (folder / "tokenizer.json").unlink()
+    assert "tokenizer.json" in await said(spec_of(folder, "text"), tmp_path, zygotes)
 
 
-async def test_an_encoders_weights_are_held_against_its_config(tmp_path):
+async def test_an_encoders_weights_are_held_against_its_config(tmp_path, zygotes):
     folder = tiny.write_encoder(tmp_path / "m/1")
     file = folder / "model.safetensors"
     weights = load_file(file)
     name = next(n for n in sorted(weights) if "layer.0" in n)
     save_file({n: t for n, t in weights.items() if n != name}, file, {"format": "pt"})
-    async with forking() as zygotes:
-        assert "missing from the weights" in await said(spec_of(folder, "embed"), tmp_path, zygotes)
+    assert "missing from the weights" in await said(spec_of(folder, "embed"), tmp_path, zygotes)
 
 
-async def test_archives_that_are_cut_off_or_not_trusted_are_told(tmp_path):
+async def test_archives_that_are_cut_off_or_not_trusted_are_told(tmp_path, zygotes):
     program = export(tmp_path / "p/1/model.pt2", mlp(), X)
     script = tmp_path / "s/1/model.pt"
     script.parent.mkdir(parents=True)
     shutil.copy(program, script)
     spec = spec_of(program.parent, "torch_export", program.name)
-    async with forking() as zygotes:
-        program.write_bytes(program.read_bytes()[:-100])
-        text = await said(spec, tmp_path, zygotes)
-        assert text.startswith(IncompleteFilesError.__name__)
-        program.unlink()
-        assert "model.pt2 is missing" in await said(spec, tmp_path, zygotes)
-        host = make(spec_of(script.parent, "torchscript", "model.pt"), tmp_path, zygotes)
-        with pytest.raises(IncompleteFilesError, match="no complete archive of torch"):
-            await host.validate(spec_of(script.parent, "torchscript", "model.pt"), "cpu")
+    program.write_bytes(program.read_bytes()[:-100])
+    text = await said(spec, tmp_path, zygotes)
+    assert text.startswith(IncompleteFilesError.__name__)
+    program.unlink()
+    assert "model.pt2 is missing" in await said(spec, tmp_path, zygotes)
+    host = make(spec_of(script.parent, "torchscript", "model.pt"), tmp_path, zygotes)
+    with pytest.raises(IncompleteFilesError, match="no complete archive of torch"):
+        await host.validate(spec_of(script.parent, "torchscript", "model.pt"), "cpu")
 
 
-async def test_onnx_files_are_held_against_the_config(tmp_path):
+async def test_onnx_files_are_held_against_the_config(tmp_path, zygotes):
     path = models.add_onnx(tmp_path / "m/1/model.onnx")
-    async with forking() as zygotes:
-        wrong = models.spec_of(path, inputs=(listed("x", "INT64", (-1, 4)),))
-        assert "'x' is INT64 in the config" in await said(wrong, tmp_path, zygotes)
-        path.unlink()
-        assert "model.onnx is missing" in await said(models.spec_of(path), tmp_path, zygotes)
+    wrong = models.spec_of(path, inputs=(listed("x", "INT64", (-1, 4)),))
+    assert "'x' is INT64 in the config" in await said(wrong, tmp_path, zygotes)
+    path.unlink()
+    assert "model.onnx is missing" in await said(models.spec_of(path), tmp_path, zygotes)
     models.add_onnx(path)
     path.write_bytes(path.read_bytes()[:40])
-    async with forking() as zygotes:
-        host = make(models.spec_of(path), tmp_path, zygotes)
-        with pytest.raises(LoadFailedError):
-            await host.validate(models.spec_of(path), "cpu")
+    host = make(models.spec_of(path), tmp_path, zygotes)
+    with pytest.raises(LoadFailedError):
+        await host.validate(models.spec_of(path), "cpu")
 
 
-async def test_a_python_model_is_read_and_not_run(tmp_path):
+async def test_a_python_model_is_read_and_not_run(tmp_path, zygotes):
     touched = tmp_path / "touched"
     source = f"""
         import pathlib
@@ -176,12 +170,11 @@ async def test_a_python_model_is_read_and_not_run(tmp_path):
             def infer(self, inputs): return inputs
     """
     spec = spec_of(models.python_model(tmp_path / "a/1", source), "python")
-    async with forking() as zygotes:
-        await make(spec, tmp_path, zygotes).validate(spec, "cpu")
-        assert not touched.exists()
-        for name, text, why in (
-            ("b", "class Model:\n    def infer(self inputs): ...", "SyntaxError"),
-            ("c", "class Other:\n    def infer(self, inputs): ...", "has no class 'Model'"),
-        ):
-            bad = spec_of(models.python_model(tmp_path / name / "1", text), "python")
-            assert why in await said(bad, tmp_path, zygotes)
+    await make(spec, tmp_path, zygotes).validate(spec, "cpu")
+    assert not touched.exists()
+    for name, text, why in (
+        ("b", "class Model:\n    def infer(self inputs): ...", "SyntaxError"),
+        ("c", "class Other:\n    def infer(self, inputs): ...", "has no class 'Model'"),
+    ):
+        bad = spec_of(models.python_model(tmp_path / name / "1", text), "python")
+        assert why in await said(bad, tmp_path, zygotes)

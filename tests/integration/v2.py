@@ -19,6 +19,7 @@ from server import errors
 from server.call import Door
 from server.faces import v2_health, v2_infer
 from server.fast import FastProtocol
+from server.limits import StrictRequest
 from server.protocol import Protocol, watch_over
 from tests.fakes.repository import FakeRepository
 
@@ -42,14 +43,23 @@ class Counted:
     def __init__(self) -> None:
         self.begun: list[tuple[str, int]] = []
         self.done_: list[dict[str, Any]] = []
+        self.answered_: list[tuple[str, int, int]] = []
+        self.wrote_: list[tuple[str, int]] = []
         self.ended = asyncio.Event()
 
     def begin(self, model: str, version: int) -> None:
         self.begun.append((model, version))
 
     def done(self, model: str, version: int, outcome: str, **rest: Any) -> None:
+        rest.pop("of", None)  # it would be kept, and with it the request's bytes
         self.done_.append({"model": model, "version": version, "outcome": outcome, **rest})
         self.ended.set()
+
+    def answered(self, model: str, version: int, index: int, **rest: Any) -> None:
+        self.answered_.append((model, version, index))
+
+    def wrote(self, model: str, version: int, **rest: Any) -> None:
+        self.wrote_.append((model, version))
 
     @property
     def outcomes(self) -> list[str]:
@@ -98,6 +108,7 @@ class Stage:
                 "info": Provide(lambda: Info(), sync_to_thread=False),
             },
             exception_handlers={Exception: render},
+            request_class=StrictRequest,
             openapi_config=None,
             logging_config=None,
         )

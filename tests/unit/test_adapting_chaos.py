@@ -9,6 +9,7 @@ from repository.errors import RepositoryError
 from repository.lifecycle.states import TERMINAL, State
 from repository.reconciler import log as planner
 from tests.adapters import source
+from tests.extent import drawn
 from tests.fakes.adapting import AdaptingHost, Calls
 
 pytestmark = pytest.mark.looptime
@@ -99,7 +100,7 @@ class World:
         assert not self.calls.shelf.book("m").trying
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(drawn(12, long=30)))
 async def test_chaos_of_adapters(seed, tmp_path, caplog):
     world = World(seed, tmp_path)
     calls = world.calls

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from repository.batching import ALONE, Batcher
+from repository.batching import Batcher
+from repository.forming import ALONE
 from repository.messages import InferRequest, InferResponse
 from tests.batches import ask, batcher, sizes
 from tests.fakes.host import FakeHost, echo

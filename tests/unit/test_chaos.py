@@ -8,17 +8,23 @@ from dataclasses import replace
 
 import pytest
 
+from repository.config import Ensemble, EnsembleStep
 from repository.demand import Demand
 from repository.errors import ModelNotReadyError, RepositoryError
 from repository.folder.aliases import settle_aliases
 from repository.folder.settle import keeping
+from repository.hosts.ensemble import EnsembleHost
 from repository.lifecycle.placement import HOST
+from repository.lifecycle.plan import staying
 from repository.lifecycle.states import HOLDS_MEMORY, TERMINAL, TRANSITIONS, State
 from repository.lifecycle.status import describe
 from repository.lifecycle.wishes import Word
-from repository.messages import Loaded
+from repository.messages import InferRequest, InferResponse, Loaded
 from repository.observer import Observer
 from repository.snapshot import Problem
+from repository.tensors import Tensor
+from tests.extent import drawn
+from tests.fakes.caller import FakeCaller
 from tests.fakes.heart import folder, load, reconciler, spec, unload
 from tests.fakes.host import FakeHost
 from tests.fakes.stage import SLEEPER
@@ -27,6 +33,8 @@ pytestmark = pytest.mark.looptime
 
 CAPACITY = 100
 DEVICES = ("cuda:0", "cuda:1", "cpu")
+# How often a model is a step of an ensemble.
+STEPS = {"a": 20, "b": 20, "c": 20, "d": 8, "e": 1, "champion": 1, "nobody": 1}
 PATIENCE_S = 3600.0  # nobody may wait longer than this, whatever happens
 
 
@@ -55,15 +63,18 @@ class World:
     """Files that change, hosts that fail and die, and what must be true of all of it. `tight`: each
     model has a device of its own, without room for it and its successor."""
 
+    names = "abc"
+    capacity = CAPACITY
+
     def __init__(self, seed, *, tight=False):
         self.rng = random.Random(seed)
         self.tight = tight
         self.hosts, self.counts = [], Counting()
         self.acknowledged = set()  # loads: said until somebody unloads the model
-        self.folders = {n: self.content(n) for n in "abc"}
+        self.folders = {n: self.content(n) for n in self.names}
         self.models = reconciler(
             self.make_host,
-            CAPACITY,
+            self.capacity,
             everything=self.rng.random() < 0.5,
             lives={"rehearse": self.rehearse, "unchanged": self.unchanged},
             load_slots=self.rng.choice([1, 2, 4]),
@@ -234,7 +245,7 @@ class World:
         assert all(g.sleeps and g.host is not None for g in gens if g.state is State.ASLEEP)
         assert len(self.models._queue) == sum(g.state is State.QUEUED for g in gens)
         assert {g.serial: g.state for g in gens}.items() <= self.counts.at.items()
-        for name in "abc":
+        for name in self.names:
             self.check_status(name)
         assert all(self.models.wishes.said(name) is Word.LOAD for name in self.acknowledged)
         serving = [g for g in gens if g.state is State.READY]
@@ -259,6 +270,90 @@ class World:
         assert len(gens) <= 3 * 10
 
 
+class Composed(World):
+    """Two of the models are ensembles of the others, and of each other."""
+
+    names = "abcde"
+    capacity = 3 * CAPACITY
+
+    def content(self, name):
+        if name in "abc":
+            return super().content(name)
+        chain = self.rng.choices([*STEPS], [*STEPS.values()], k=self.rng.choice([1, 2, 3]))
+        tensors = ["x", *map(str, range(1, len(chain))), "y"]
+        steps = tuple(
+            EnsembleStep(
+                model=model,
+                version=self.rng.choice([None] * 9 + [1]),
+                inputs={"x": tensors[i]},
+                outputs={"y": tensors[i + 1]},
+            )
+            for i, model in enumerate(chain)
+        )
+        return folder(
+            spec(
+                name,
+                1,
+                str(self.rng.random()),
+                0,
+                ensemble=Ensemble(steps=steps),
+                pin=self.rng.random() < 0.05,
+                ttl_s=self.rng.choice([None, None, 50.0]),
+                priority=self.rng.randrange(3),
+            )
+        )
+
+    async def one_thing(self, name):
+        match self.rng.randrange(6):
+            case 0 | 1:
+                await self.use(self.rng.choice("dde"))
+            case 2:
+                await self.load(self.rng.choice("de"))
+            case 3:
+                await self.wait_for(self.rng.choice("de"))
+            case _:
+                await super().one_thing(name)
+
+    def make_host(self, what):
+        if what.config.ensemble is not None:
+            return EnsembleHost(FakeCaller(lambda: self.models))
+        host = super().make_host(what)
+        host.infer_s = self.rng.uniform(0, 5)
+        host.result = lambda request: InferResponse([signed(request.inputs[0], what.model)])
+        return host
+
+    async def use(self, name):
+        gen = self.models.routes.find(name)
+        if gen is None:
+            raise ModelNotReadyError(name)
+        with gen.lease():
+            request = InferRequest([Tensor("x", "UINT8", (0,), b"")])
+            response = await gen.batcher.submit(request)
+            (answer,) = response.outputs
+            self.is_right(gen.spec, bytes(answer.data).decode())
+
+    def is_right(self, what, told):
+        """One letter of each model that had a hand in it, in the order of the steps."""
+        steps = what.config.ensemble.steps if what.config.ensemble else [what]
+        if any(step.model in ("d", "e", "champion") for step in steps):
+            assert len(told) >= len(steps)
+        else:
+            assert told == "".join(step.model for step in steps)
+
+    def check(self):
+        super().check()
+        for name in "de":
+            for gen in staying(self.models.register.of(name)):
+                if gen.state is State.READY:
+                    assert self.models.footing(gen.spec).firm
+                    assert not self.models.away(name)
+
+
+def signed(tensor, letter):
+    data = bytes(tensor.data) + letter.encode()
+    return Tensor("y", "UINT8", (len(data),), data)
+
+
 def lived_well(calls):
     """Loaded or looked at once at the most; asleep and awake in turns; and stopped once, at the end."""
     return (
@@ -266,21 +361,26 @@ def lived_well(calls):
     )
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(drawn(20, long=40)))
 async def test_chaos(seed):
     await survives(World(seed))
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(drawn(10, long=20)))
 async def test_chaos_where_no_model_fits_beside_its_successor(seed):
     await survives(World(seed, tight=True))
+
+
+@pytest.mark.parametrize("seed", range(drawn(15, long=30)))
+async def test_chaos_of_ensembles(seed):
+    await survives(Composed(seed))
 
 
 async def survives(world):
     models = world.models
     async with models.running():
         world.look()
-        await asyncio.gather(*[world.client(name) for name in "abcabc"])
+        await asyncio.gather(*[world.client(name) for name in world.names * 2])
     assert all(ledger.held == 0 for ledger in models.ledgers.values())
     assert [h.calls for h in world.hosts if not lived_well(h.calls)] == []
     assert not models.register.fallback.keys() - world.folders.keys()

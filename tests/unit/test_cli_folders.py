@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import hub
+from tests import hub, triton_python
 from tests.cli import run
 
 PYTHON = "class Model:\n    pass\n"
@@ -33,6 +33,22 @@ def test_init_makes_a_folder_that_validates(repo: Path, source: Path) -> None:
     assert (repo / "org/net/3/model.py").read_text() == PYTHON
     assert "backend: python" in (repo / "org/net/config.yaml").read_text()
     assert [p.name for p in (repo / "org").iterdir()] == ["net"]
+    assert run("validate", str(repo), "--trust-code").exit_code == 0
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_init_knows_a_model_for_tritons_python_backend(
+    repo: Path, tmp_path: Path, whole: bool
+) -> None:
+    text = triton_python.source("square")
+    path = tmp_path / "theirs" / "model.py"
+    path.parent.mkdir()
+    path.write_text(text)
+    source = path.parent if whole else path
+    result = run("init", "sq", "--from", str(source), "--repo", str(repo))
+    assert result.exit_code == 0 and "--trust-code" in result.stderr
+    assert (repo / "sq/1/model.py").read_text() == text
+    assert "backend: triton_python" in (repo / "sq/config.yaml").read_text()
     assert run("validate", str(repo), "--trust-code").exit_code == 0
 
 
@@ -154,7 +170,7 @@ def test_every_backend_has_a_config_to_begin_with_that_is_one(tmp_path: Path) ->
     from repository.folder.schema import BACKENDS
     from server.cli.init import CONFIG, OWN
 
-    assert OWN.keys() == set(BACKENDS)
+    assert OWN.keys() == set(BACKENDS) - {"ensemble"}  # no file is one
     for backend, own in OWN.items():
         plain = CONFIG.format(backend=backend, own=own)
         assert read_yaml(plain.encode()).values == {"backend": backend}

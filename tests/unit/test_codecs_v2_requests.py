@@ -11,8 +11,8 @@ from repository.errors import InvalidRequestError, InvalidTensorError, Repositor
 from repository.messages import TensorSpec
 from server.codecs import v2_binary, v2_json
 from server.codecs.v2_paths import Route, model_of, route_of
-from server.codecs.v2_plan import MOST_TEXTS, known_plan_of, plan_of
-from server.errors import ServerError, UnsupportedError
+from server.codecs.v2_plan import MOST_TEXTS, Extras, Place, known_plan_of, plan_of
+from server.errors import ServerError
 from tests.fakes.bodies import body, tensor
 
 
@@ -139,13 +139,25 @@ def test_each_input_has_exactly_one_source():
     assert refusal(shared).startswith(start)
 
 
-def test_client_shared_memory_is_not_spoken():
-    region = tensor("x", [1], "INT32", shared_memory_region="r", shared_memory_byte_size=4)
-    with pytest.raises(UnsupportedError, match="Client shared memory is disabled"):
-        read(*body(region))
-    output = {"name": "y", "parameters": {"shared_memory_region": "r"}}
-    with pytest.raises(UnsupportedError, match="Client shared memory is disabled"):
-        read(*body(tensor("x", [1], "INT32", [1]), outputs=[output]))
+def test_a_plan_says_what_lies_in_shared_memory_and_what_goes_there():
+    place = {"shared_memory_region": "r", "shared_memory_byte_size": 4}
+    region = tensor("x", [1], "INT32", **place, shared_memory_offset=8)
+    raw, _ = body(region, outputs=[{"name": "y", "parameters": place}, {"name": "z"}])
+    for plan in (plan_of(raw), known_plan_of(raw)):
+        assert plan.extras == Extras({0: Place("r", 8, 4)}, {"y": Place("r", 0, 4)}, {})
+        assert (plan.pieces[0].size, plan.pieces[0].data) == (4, None)
+
+
+@pytest.mark.parametrize(
+    "place", [{}, {"shared_memory_byte_size": -1}, {"shared_memory_offset": -1}, {"offset": 1}]
+)
+def test_a_place_in_shared_memory_has_a_size_and_lies_behind_the_beginning(place):
+    said = {"shared_memory_region": "r", **place}
+    if "shared_memory_offset" in place:
+        said["shared_memory_byte_size"] = 4
+    assert "shared" in refusal(tensor("x", [1], "INT32", **said))
+    x, y = tensor("x", [1], "INT32", [1]), {"name": "y", "parameters": said}
+    assert "output 'y'" in refusal(x, outputs=[y])
 
 
 def test_blobs_must_be_neither_short_nor_long():
@@ -160,7 +172,15 @@ def test_blobs_must_be_neither_short_nor_long():
     ("shape", "size"), [([2], 7), ([3], 8), ([2**62], 8), ([2**31, 2**31, 2], 8), ([], 8)]
 )
 def test_a_declared_size_must_be_what_the_shape_needs(shape, size):
-    refusal(tensor("x", shape, "FP32", binary_data_size=size), blobs=b"x" * 8)
+    x = tensor("x", shape, "FP32", binary_data_size=size)
+    with pytest.raises(RepositoryError):
+        check_sizes(read(*body(x, blobs=b"x" * 8)))
+
+
+def check_sizes(request):
+    """As a model's signature does with every request."""
+    for each in request.inputs:
+        each.check_size()
 
 
 @pytest.mark.parametrize(
@@ -203,9 +223,18 @@ def test_an_unknown_datatype_is_refused_with_those_that_are_known():
     assert "FP32, FP64" in refusal(tensor("x", [1], "FLOAT", [1]))
 
 
-def test_classification_is_refused_clearly():
-    asked = [{"name": "y", "parameters": {"classification": 2}}]
-    assert "not supported yet" in refusal(tensor("x", [1], "INT32", [1]), outputs=asked)
+def test_classes_are_asked_for_by_their_number_and_not_together_with_shared_memory():
+    x, y = tensor("x", [1], "INT32", [1]), {"name": "y", "parameters": {"classification": 2}}
+    plan = plan_of(body(x, outputs=[y])[0])
+    assert plan.extras == Extras({}, {}, {"y": 2}) and not plan.wants_binary("y")
+    y["parameters"]["classification"] = 0
+    assert plan_of(body(x, outputs=[y])[0]).extras is None
+    y["parameters"]["classification"] = -1
+    assert "number of classes" in refusal(x, outputs=[y])
+    y["parameters"] |= {
+        "classification": 1, "shared_memory_region": "r", "shared_memory_byte_size": 4
+    }  # fmt: skip
+    assert "shared memory can not be used with classification" in refusal(x, outputs=[y])
 
 
 @pytest.mark.parametrize(

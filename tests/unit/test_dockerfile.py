@@ -127,7 +127,8 @@ def test_what_is_written_is_a_volume_and_what_is_served_a_port(stage: str) -> No
     steps = chain_of(STAGES, stage)
     environ = environment_of(steps, {})
     assert last(steps, "VOLUME").form() == [environ["MODELDEPOT_STATE_DIR"]]
-    assert last(steps, "EXPOSE").text == environ["MODELDEPOT_PORT"]
+    ports = [environ["MODELDEPOT_PORT"], environ["MODELDEPOT_GRPC_PORT"]]
+    assert last(steps, "EXPOSE").text.split() == ports
 
 
 @pytest.mark.parametrize("stage", FINAL)

@@ -65,6 +65,12 @@ def test_a_taken_metrics_port(tmp_path: Path, taken: int) -> None:
     assert [one.level for one in found] == [OK, WARN]
 
 
+def test_a_taken_grpc_port(tmp_path: Path, taken: int) -> None:
+    here = settings(tmp_path, port=0, allow_grpc=True, grpc_port=taken)
+    one = only(doors.ports(here, within_s=0.05), "grpc port")
+    assert one.level is WARN and f"pid {os.getpid()}" in one.said
+
+
 def test_an_address_of_another_machine_and_a_name_of_none(tmp_path: Path) -> None:
     for host in ("192.0.2.1", "nobody.invalid"):
         one = only(doors.ports(settings(tmp_path, host=host)))

@@ -54,6 +54,8 @@ def test_a_list_of_a_later_layer_replaces_the_whole_list() -> None:
         "outputs.0.datatype": "request",
         "outputs.0.shape": "request",
         "outputs.0.optional": "default",
+        "outputs.0.reshape": "default",
+        "outputs.0.labels": "default",
     }
 
 

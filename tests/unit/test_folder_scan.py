@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from repository.folder.instead import read_instead
+from repository.folder.mounts import ByCall
 from repository.folder.scan import Scanner
 from repository.folder.validate import validate
 from repository.snapshot import ModelFolder, Problem, Snapshot
@@ -81,7 +83,10 @@ def test_two_configs_are_one_too_many(tmp_path: Path) -> None:
 
 def test_a_pbtxt_is_read_and_its_warnings_stop_nothing(tmp_path: Path) -> None:
     add_onnx(tmp_path / "m" / "1" / "model.onnx")
-    write(tmp_path / "m" / "config.pbtxt", "max_batch_size: 4\noptimization { }\n")
+    write(
+        tmp_path / "m" / "config.pbtxt",
+        "max_batch_size: 4\noptimization { cuda { graphs: true } }\n",
+    )
     model = only(tmp_path)
     assert model.specs[1].config.max_batch_size == 4 and not model.broken
     assert [(p.where, p.warning) for p in model.problems] == [("m/config.pbtxt:2", True)]
@@ -315,3 +320,14 @@ def test_validate_lists_errors_and_warnings_by_place(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "b")
     (tmp_path / "c").unlink()
     assert validate(tmp_path, False) == []
+
+
+def test_a_config_said_anew_of_other_files_holds_for_those(tmp_path: Path) -> None:
+    """The same words as before: what was remembered of the folder under them is of no use."""
+    add_onnx(tmp_path / "m" / "1" / "model.onnx")
+    scanner = Scanner(tmp_path, trust_code=False)
+    bare = scanner.scan(LATER).models["m"]
+    said = read_instead('{"max_batch_size": 8}', "m")
+    for over, holds in (("of files before", ""), (bare.fingerprint, said.digest)):
+        scanner.by_call = ByCall().overridden("m", said.of_files(over))
+        assert scanner.scan(LATER).models["m"].override == holds

@@ -130,7 +130,7 @@ def test_one_plan_serves_every_request_with_that_header():
 
 
 def test_a_header_that_is_refused_is_refused_again():
-    header = body(tensor("x", [2], "UINT8", binary_data_size=1))[0]
+    header = body(tensor("x", [2], "UINT8", binary_data_size=-1))[0]
     texts = []
     for _ in range(2):
         with pytest.raises(InvalidTensorError) as refused:

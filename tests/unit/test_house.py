@@ -16,9 +16,15 @@ from repository.config import (
     Adapters,
     Batching,
     Checks,
+    Control,
+    Ensemble,
+    EnsembleStep,
     LevelPolicy,
     ModelConfig,
+    Sequences,
+    State,
     TensorConfig,
+    WarmupInput,
     WarmupRequest,
 )
 from server.settings import FIELDS
@@ -63,6 +69,12 @@ def test_every_key_of_a_models_config_is_documented() -> None:
         (WarmupRequest, "warmup[]."),
         (Checks, "checks."),
         (Adapters, "adapters."),
+        (WarmupInput, "inputs[]."),
+        (Ensemble, "ensemble."),
+        (EnsembleStep, "steps[]."),
+        (Sequences, "sequences."),
+        (Control, "controls[]."),
+        (State, "states[]."),
     ):
         for field in msgspec.structs.fields(struct):
             name = f"{prefix}{field.name}"

@@ -22,6 +22,7 @@ from repository.lifecycle.wishes import Wishes
 from repository.messages import Loaded
 from repository.observer import Observer
 from repository.reconciler import Reconciler
+from tests.extent import drawn
 from tests.fakes.heart import folder, means, spec
 from tests.fakes.host import FakeHost
 
@@ -250,7 +251,12 @@ class World(Observer):
 
 
 @pytest.mark.parametrize(
-    ("seed", "steps", "requests_load"), [(1, 10_000, False), (2, 2_500, True), (3, 2_500, True)]
+    ("seed", "steps", "requests_load"),
+    [
+        (1, drawn(4_000, long=10_000), False),
+        (2, drawn(1_500, long=2_500), True),
+        (3, drawn(1_500, long=2_500), True),
+    ],
 )
 async def test_memory_adds_up_whatever_happens(seed, steps, requests_load, monkeypatch, caplog):
     world = World(seed, monkeypatch, requests_load=requests_load)

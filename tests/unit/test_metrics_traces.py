@@ -12,8 +12,9 @@ from server.metrics.buckets import Exemplar
 from server.metrics.traces import LONGEST_ID, Trace, trace_of
 
 ID = b"0af7651916cd43dd8448eb211c80319c"
-PARENT = b"00-" + ID + b"-b7ad6b7169203331-01"
-FOUND = Trace("trace_id", ID.decode())
+SPAN = b"b7ad6b7169203331"
+PARENT = b"00-" + ID + b"-" + SPAN + b"-01"
+FOUND = Trace("trace_id", ID.decode(), SPAN.decode())
 MOST = 128  # characters of an exemplar's labels, names and values (OpenMetrics)
 
 
@@ -64,5 +65,5 @@ def test_whatever_is_sent_what_is_shown_is_plain_and_within_the_limit(
     if found is not None:
         assert re.fullmatch(r"[A-Za-z0-9._-]+", found.value)
         assert len(found.label) + len(found.value) <= MOST
-        text = Exemplar(*found, amount=0.5, at=1.0).text
+        text = Exemplar(found.label, found.value, amount=0.5, at=1.0).text
         assert text == f' # {{{found.label}="{found.value}"}} 0.5 1.000'

@@ -98,3 +98,19 @@ async def test_they_can_be_left_out() -> None:
     walk(shown.watched(newborn(spec("m"))), *RISE)
     assert "nv_" not in await shown.page()
     assert await shown.value("model_state", model="m", state="loaded") == 1
+
+
+async def test_the_tags_of_a_model_are_labels_of_what_has_tritons_names(shown: Shown) -> None:
+    for gen in (
+        newborn(spec("m", metric_tags={"team": 'the "A" \\1', "Zone": "x{y}"})),
+        newborn(spec("plain")),
+    ):
+        walk(shown.watched(gen), *RISE)
+    page = await shown.page("")
+    samples = [s for family in parse(page) for s in family.samples if s.name.startswith("nv_inf")]
+    tagged = {"_team": 'the "A" \\1', "_Zone": "x{y}"}
+    for sample in samples:
+        own = {k: v for k, v in sample.labels.items() if k.startswith("_")}
+        assert own == (tagged if sample.labels["model"] == "m" else {})
+    assert "_team" not in "".join(line for line in page.splitlines() if not line.startswith("nv_"))
+    assert 'nv_inference_count{_Zone="x{y}",_team="' in page

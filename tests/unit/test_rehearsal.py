@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from repository.config import Checks, ModelConfig, WarmupRequest
+from repository.config import Checks, ModelConfig, WarmupInput, WarmupRequest
 from repository.errors import (
     CheckFailedError,
     InferenceFailedError,
@@ -233,6 +234,66 @@ async def test_a_disagreement_names_file_output_and_numbers(tmp_path: Path):
         "1/checks/a.json: output 'y' differs from the golden one in 1 of 2 elements, first at "
         "[0, 1]: got 4, expected 4.5; largest difference 0.5 (atol 1e-05, rtol 0.0001)"
     )
+
+
+async def test_a_model_that_is_asked_is_warmed_and_checked_by_asking(tmp_path: Path):
+    put(tmp_path)
+    loaded = replace(NUMERIC, abilities=("ask", "decoupled"))
+    host = FakeHost(slots=2, answers=lambda request: [double(request), double(request)])
+    note = await rehearse(host, spec_of(tmp_path), loaded)
+    assert note == "warm-up of 2 requests; 1 check agrees"
+    assert len(host.groups) == 3 and host.batches == []
+
+
+async def test_one_that_is_asked_and_answers_nothing_is_warm_and_agrees_with_nothing(
+    tmp_path: Path,
+):
+    loaded = replace(NUMERIC, abilities=("ask", "decoupled"))
+    host = FakeHost(answers=lambda request: [])
+    assert await rehearse(host, spec_of(tmp_path), loaded) == "warm-up of 1 request; no checks"
+    put(tmp_path)
+    with pytest.raises(CheckFailedError, match="gives no output 'y'"):
+        await rehearse(FakeHost(answers=lambda request: []), spec_of(tmp_path), loaded)
+
+
+async def test_what_a_model_that_is_asked_ends_with_fails_its_warm_up(tmp_path: Path):
+    loaded = replace(NUMERIC, abilities=("ask",))
+    spec = spec_of(tmp_path, warmup=(WarmupRequest(),))
+    with pytest.raises(LoadFailedError, match="warm-up 1 of the config failed: node 7 overflowed"):
+        await rehearse(FakeHost(answers=broken), spec, loaded)
+
+
+async def test_inputs_are_said_one_by_one_and_the_rest_is_filled(tmp_path: Path):
+    two = Loaded(
+        (TensorSpec("x", "FP32", (-1, 2)), TensorSpec("t", "BYTES", (-1, 1))), max_batch_size=4
+    )
+    (tmp_path / "warmup").mkdir()
+    (tmp_path / "warmup" / "rows").write_bytes(np.float32([1, 2, 3, 4, 5]).tobytes())
+    said = WarmupInput(name="x", datatype="FP32", shape=(2,), data="rows")
+    kind = WarmupRequest(batch_size=2, inputs=(said,), name="real")
+    host = FakeHost()
+    await rehearse(host, spec_of(tmp_path, warmup=(kind,)), two)
+    x, t = host.batches[0].inputs
+    assert x.array().tolist() == [[1, 2], [3, 4]] and t.array().tolist() == [[b""], [b""]]
+    unbatched = Loaded((TensorSpec("x", "FP32", (2,)),))
+    with pytest.raises(
+        LoadFailedError, match=r"'real'\) .*batch_size is 2, but the model does not"
+    ):
+        await rehearse(FakeHost(), spec_of(tmp_path, warmup=(kind,)), unbatched)
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../1/secret", "link", "a/../../secret", "x\0y"])
+async def test_no_warm_up_file_leads_out_of_its_folder(tmp_path: Path, file: str):
+    folder = tmp_path / "m"
+    (folder / "warmup").mkdir(parents=True)
+    (tmp_path / "secret").write_bytes(bytes(8))
+    (folder / "warmup" / "link").symlink_to(tmp_path / "secret")
+    said = WarmupInput(name="x", datatype="FP32", shape=(2,), data=file)
+    spec = spec_of(folder, warmup=(WarmupRequest(inputs=(said,)),))
+    host = FakeHost()
+    with pytest.raises(LoadFailedError, match="warmup/"):
+        await rehearse(host, spec, NUMERIC)
+    assert host.batches == []
 
 
 async def test_checks_can_be_switched_off(tmp_path: Path):

@@ -10,16 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repository.errors import ConfigError
-from server.settings import (
-    FIELDS,
-    Resolved,
-    Settings,
-    check_bind,
-    is_loopback,
-    lines_of,
-    options_of,
-    resolve,
-)
+from server.binding import check_bind, is_loopback
+from server.options import options_of
+from server.settings import FIELDS, Resolved, Settings, lines_of, resolve
 
 HOME = {"HOME": "/home/someone"}
 
@@ -72,7 +65,9 @@ def test_every_setting_can_come_from_the_environment() -> None:
         "enable_inline_model_loading": "true", "demand_timeout": "7", "demand_queue": "8",
         "min_residency": "9", "host_tier": "3GiB", "pin_cap": "0.5,cuda:0=0.2", "room_wait": "4",
         "crash_limit": "5", "allow_cpu_fallback": "on", "metrics_port": "8002",
-        "triton_metrics": "off",
+        "triton_metrics": "off", "model_repository": "/a:/b", "allow_grpc": "off", "grpc_port": "9",
+        "grpc_max_message": "1MiB", "model_load_retry_count": "2", "allow_client_shm": "on",
+        "disable_auto_complete_config": "on", "allow_file_override": "on",
     }  # fmt: skip
     values = {key: samples.get(key, "/text") for key in FIELDS}
     environ = {f"MODELDEPOT_{key.upper()}": value for key, value in values.items()}
