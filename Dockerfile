@@ -67,10 +67,11 @@ ENV PATH=/opt/venv/bin:${PATH} \
     MODELDEPOT_STATE_DIR=/state \
     MODELDEPOT_HOST=0.0.0.0 \
     MODELDEPOT_PORT=8000 \
+    MODELDEPOT_GRPC_PORT=8001 \
     MODELDEPOT_GRACE=9
 # Nothing else is written to: the root may be read-only.
 VOLUME ["/state"]
-EXPOSE 8000
+EXPOSE 8000 8001
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
   CMD ["modeldepot", "doctor", "--live"]

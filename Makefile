@@ -1,9 +1,10 @@
 # Two commands matter: `make run` and `make test`. Everything is installed into .venv, nothing elsewhere.
-# PYTHON=python3.12, HOST=, PORT=8001, JOBS=4, ARGS="-k words" may be given on the command line.
+# PYTHON=python3.12, HOST=, PORT=9000, GRPC_PORT=9001, JOBS=4, ARGS="-k words" may be given on the command line.
 
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
+GRPC_PORT ?= 8001
 ARGS ?=
 # Processes that share the tests. Half of a test's time is waiting for others. 0: one, without helpers.
 JOBS ?= 2
@@ -51,7 +52,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 run: $(VENV)/.runtime
 	@$(BIN)/python examples/when_ready.py http://$(HOST):$(PORT) & \
-	exec $(BIN)/modeldepot serve examples/models --trust-code --host $(HOST) --port $(PORT) $(ARGS)
+	exec $(BIN)/modeldepot serve examples/models --trust-code --host $(HOST) --port $(PORT) --grpc-port $(GRPC_PORT) $(ARGS)
 
 # A file's tests stay together, for what they share. Files begin in order: the long ones come first.
 test: $(VENV)/.dev

@@ -41,6 +41,8 @@ class Depot:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # Not as a flag: a server that is compared with may be older. Said later, it counts.
+            env={"MODELDEPOT_ALLOW_GRPC": "false", **os.environ},
         )  # fmt: skip
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
