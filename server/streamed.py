@@ -38,6 +38,7 @@ class StreamedCall(ABC):
     """One request. The stages in the order above, then `end`."""
 
     protocol: ClassVar[str] = "http"  # as it is counted
+    json_only: ClassVar[bool] = True  # what says that it is something else is refused
     request_id = ""  # for whoever traces it; its tensors are gone by then
     inputs: Sequence[Tensor] = ()
     outputs: Sequence[Tensor] = ()
@@ -82,7 +83,8 @@ class StreamedCall(ABC):
         length = read_headers(headers, door.max_body).length
         if length > limit:
             raise _too_large(limit)
-        _check_media(headers)
+        if self.json_only:
+            _check_media(headers)
         try:
             found: Buffer = await read_body(receive, length, max_body=limit)
         except errors.PayloadTooLargeError:

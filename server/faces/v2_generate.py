@@ -52,6 +52,7 @@ async def generate(
 
 
 class GenerateCall(StreamedCall):
+    json_only = False  # as with all of Triton's calls: curl -d says that it is a form
     answers = 0  # of a model that may give any number
 
     def told(self, response: InferResponse, since: float) -> float:

@@ -137,12 +137,12 @@ class Stream:
             error = error_of(asked)
             if error is not None:
                 raise error
-            said = streamed(await call.hear(asked.result()), final=True)
+            said, well = streamed(await call.hear(asked.result()), final=True), True
         except Exception as error:  # noqa: BLE001 - as above
-            said = self._said(call, error)
+            said, well = self._said(call, error), False
         await turn.come()
         await self._write(said)
-        call.end(answered=True)
+        call.end(answered=well)
 
     async def _refuse(self, call: Call, error: Exception, turn: _Turn) -> None:
         said = self._said(call, error)

@@ -110,6 +110,12 @@ async def test_an_error_is_an_answer_and_the_stream_goes_on() -> None:
         ]
         assert [t.infer_response.id for t in found] == ["broken", "nobody", "full", "double"]
         assert await call.code() is CODE.OK
+        ended = {model: server.counted(model) for model in ("broken", "full", "double")}
+        assert ended == {
+            "broken": {("grpc", "backend_error"): 1},
+            "full": {("grpc", "rejected"): 1},
+            "double": {("grpc", "success"): 1},
+        }
 
 
 async def test_a_request_that_cannot_be_read_is_an_error_among_the_others() -> None:

@@ -320,9 +320,11 @@ async def test_a_server_that_ends_cuts_off_what_it_does_not_wait_for() -> None:
     for task in line.state.tasks:
         task.cancel(msg="enough")
     await asyncio.sleep(0)
-    assert line.transport.heard().startswith(b"HTTP/1.1 500 ") and line.transport.closing
+    heard = line.transport.heard()
+    assert heard.startswith(b"HTTP/1.1 503 ") and b"shutting down" in heard
+    assert line.transport.closing
     assert future.cancelled() and line.stage.leases == 0
-    assert line.stage.meter.outcomes == ["canceled"] and not line.state.tasks
+    assert line.stage.meter.outcomes == ["rejected"] and not line.state.tasks
 
 
 async def test_who_does_not_read_is_answered_the_slow_way() -> None:
