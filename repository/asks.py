@@ -7,7 +7,8 @@ may then still be under way, and count as in flight until they end.
 
 Rules: one group in flight per slot. Whoever leaves while it waits is dropped; in flight, the model is
 told. Nothing is ever run twice. With preserve_ordering nobody hears anything before all who came
-earlier have ended.
+earlier have ended: so many answers are kept until then, and for more of them the model waits, as it does
+for any reader who is slow.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from repository.prompt import error_of, listen, own
 from repository.queueing import Waiting, settle
 from repository.responding import Responses
 
+MOST_AHEAD, MOST_AHEAD_BYTES = 1000, 64 << 20  # that count as read before anybody may read them
 STOPPED = "the model was stopped before it answered; ask again"
 
 
@@ -62,7 +64,8 @@ class Turn(Responses):
     """
 
     __slots__ = (
-        "_held", "_last", "_line", "answers", "compute_s", "ended", "gone", "place", "rows", "started"
+        "_ahead", "_ahead_bytes", "_held", "_last", "_line", "answers", "compute_s", "ended", "gone",
+        "place", "rows", "started",
     )  # fmt: skip
 
     def __init__(self, line: AskLine, place: Place, request: InferRequest) -> None:
@@ -70,6 +73,7 @@ class Turn(Responses):
         self.place = place
         self.started = self.compute_s = 0.0
         self.rows = self.answers = 0
+        self._ahead = self._ahead_bytes = 0  # answers that count as read, and are held
         self.gone = self.ended = False
         self._line = line
         self._held: list[InferResponse] | None = None  # until all before it have ended
@@ -84,8 +88,12 @@ class Turn(Responses):
             self._say(response)
             return
         self._held.append(response)
-        if self.on_read is not None:
-            self.on_read(response)  # the model must not wait for those whom this one waits for
+        if self.on_read is None or self._ahead != len(self._held) - 1:
+            return  # one that is not told of stays the first that is not
+        self._ahead_bytes += sum([len(tensor.data) for tensor in response.outputs])
+        if self._ahead < MOST_AHEAD and self._ahead_bytes <= MOST_AHEAD_BYTES:
+            self._ahead += 1  # the model must not wait at once for those whom this one waits for
+            self.on_read(response)
 
     def end(self, error: BaseException | None = None) -> None:
         """Also of one that nobody wants any more: the model is done with it now."""
@@ -116,7 +124,8 @@ class Turn(Responses):
     def release(self) -> None:
         """All before it have ended."""
         held, self._held = self._held or [], None
-        self.on_read = None
+        if self.on_read is not None and self._ahead:
+            self.on_read = _but(self._ahead, self.on_read)
         for response in held:
             self._say(response)
         if self.ended:
@@ -293,6 +302,20 @@ class AskLine(Forming):
                 turn.place.cancel()
         if self._turns:
             self._loop.call_soon(self._pass_on)
+
+
+def _but(first: int, read: Callable[[InferResponse], None]) -> Callable[[InferResponse], None]:
+    """Told of all but the first so many."""
+    left = first
+
+    def told(response: InferResponse) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+        else:
+            read(response)
+
+    return told
 
 
 def _ragged(config: ModelConfig) -> frozenset[str]:

@@ -47,11 +47,7 @@ class Batcher(Forming):
 
     def open(self, request: InferRequest) -> Responses:
         """As `submit`, for who reads answers one by one: there will be one."""
-        responses = Responses(request)
-        future = self.submit(request)
-        responses.on_close = partial(_leave, future)
-        listen(future, partial(_told, responses))
-        return responses
+        return one_answer(request, self.submit)
 
     def submit(self, request: InferRequest) -> asyncio.Future[InferResponse]:
         """The answer to come. It fails with what the host says, with RequestTimeoutError, or with
@@ -146,6 +142,17 @@ class Batcher(Forming):
             error = self._closed  # for nobody knows whose fault it was
         for waiting in batch:
             self._give(waiting, own(error, STOPPED))
+
+
+def one_answer(
+    request: InferRequest, submit: Callable[[InferRequest], asyncio.Future[InferResponse]]
+) -> Responses:
+    """The answer to come, for who reads answers one by one. Raises what `submit` does."""
+    responses = Responses(request)
+    future = submit(request)
+    responses.on_close = partial(_leave, future)
+    listen(future, partial(_told, responses))
+    return responses
 
 
 def _told(responses: Responses, answer: asyncio.Future[InferResponse]) -> None:

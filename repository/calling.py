@@ -40,10 +40,15 @@ class Caller(Protocol):
         """
         ...
 
-    async def load_by_name(self, model: str, config: Mapping[str, Any] | None = None) -> None:
-        """As `Repository.load`."""
+    async def load_by_name(
+        self,
+        model: str,
+        config: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """As `Repository.load`. Raises UnsupportedRequestError for files where loads may bring none."""
         ...
 
-    async def unload_by_name(self, model: str) -> None:
+    async def unload_by_name(self, model: str, *, dependents: bool = False) -> None:
         """As `Repository.unload`."""
         ...

@@ -236,6 +236,7 @@ class ModelConfig(_Part, frozen=True):
     decoupled: bool = False  # a request may have any number of answers
     ensemble: Ensemble | None = None
     sequences: Sequences | None = None
+    response_cache: bool = False  # an answer may be given again to a request that says the same
     devices: tuple[str, ...] | None = None  # of each instance, in place of `device` and `instances`
     metric_tags: dict[str, str] = {}  # further labels of its metrics
     triton: dict[str, Any] = msgspec.field(default_factory=dict)

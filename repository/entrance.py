@@ -11,6 +11,8 @@ from typing import Protocol
 
 from repository.asks import AskLine
 from repository.batching import Batcher
+from repository.cache import ResponseCache
+from repository.cached import Cached
 from repository.hosts.base import Host
 from repository.hosts.ensemble import EnsembleHost
 from repository.lifecycle.generation import Generation
@@ -69,14 +71,33 @@ def entrance(spec: ModelSpec, host: Host, loaded: Loaded, *, max_queue: int) -> 
 
 
 def let_in(
-    gen: Generation, host: Host, loaded: Loaded, *, max_queue: int, clock: Callable[[], float]
+    gen: Generation,
+    host: Host,
+    loaded: Loaded,
+    *,
+    max_queue: int,
+    clock: Callable[[], float],
+    cache: ResponseCache | None = None,
 ) -> None:
-    """Requests may come. `clock` in seconds, for sequences that wait or are silent."""
+    """Requests may come. `clock` in seconds, for sequences that wait or are silent. `cache`: for the
+    answers of models that want them kept."""
     if gen.spec.config.sequences is None:
         gen.batcher = entrance(gen.spec, host, loaded, max_queue=max_queue)
+        if cache is not None and _may_repeat(gen.spec, loaded):
+            batching = gen.spec.config.batching
+            ordered = batching is not None and batching.preserve_ordering
+            cached = gen.batcher = Cached(gen.batcher, cache, ordered=ordered)
+            gen.lookups = cached.lookups
         return
     line = _sequenced(gen, host, loaded, max_queue, clock)
     gen.batcher, gen.sequences, gen.let_go = line, line.open_sequences, line.let_go
+
+
+def _may_repeat(spec: ModelSpec, loaded: Loaded) -> bool:
+    """It wants to, and can: to each request there is one answer, the same for as long as it lives. (What
+    an ensemble is made of may be reloaded, and the ensemble stays.)"""
+    wants = spec.config.response_cache and spec.config.ensemble is None
+    return wants and "decoupled" not in loaded.abilities
 
 
 def _sequenced(

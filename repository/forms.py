@@ -39,10 +39,11 @@ class Form:
     fixed     no tensor is BYTES: the sizes are all there is to know
     wire      how a host writes it for its worker, once it has (the host's own)
     reply     how a face writes it for clients, once it has (the face's own)
+    key       what a cache of answers knows it by, once it has been asked (the cache's own)
     """
 
     __slots__ = (
-        "_resized", "blanks", "fixed", "group", "outputs", "parameters", "reply", "rows", "wire"
+        "_resized", "blanks", "fixed", "group", "key", "outputs", "parameters", "reply", "rows", "wire"
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +66,7 @@ class Form:
             self.group = (parts, outputs, told)
         self.wire: Any = None
         self.reply: Any = None
+        self.key: bytes | None = None
         self._resized: dict[int, Form] = {}
 
     def resized(self, rows: int) -> Form:

@@ -4,6 +4,7 @@ models that serve now can be asked for. Nothing here changes anything.
 
 from __future__ import annotations
 
+from repository.cache import ResponseCache
 from repository.devices.inventory import Devices, reports
 from repository.devices.readings import Readings
 from repository.journal import Journal
@@ -11,7 +12,7 @@ from repository.lifecycle.placement import Placement
 from repository.lifecycle.states import State
 from repository.measuring import Measuring
 from repository.reconciler import Reconciler
-from repository.reports import DeviceReport, GpuUse, HostReport, Skill
+from repository.reports import CacheReport, DeviceReport, GpuUse, HostReport, Skill
 from repository.spec import ModelSpec
 
 SKILLS: dict[str, Skill] = {"generate": "text_generation", "embed": "embeddings"}
@@ -25,6 +26,7 @@ class Gauges:
     _measuring: Measuring
     _models: Reconciler
     _journal: Journal
+    _cache: ResponseCache | None
 
     def devices(self) -> list[DeviceReport]:
         """Budget and reservations beside what each device says of itself: GPUs some seconds ago, so
@@ -57,6 +59,10 @@ class Gauges:
     def host(self) -> HostReport:
         """How busy this machine is, and its memory."""
         return self._devices.host()
+
+    def cache(self) -> CacheReport | None:
+        """The answers that are kept; None where none are."""
+        return self._cache.report() if self._cache is not None else None
 
     @property
     def skills(self) -> frozenset[Skill]:

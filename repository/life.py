@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from repository.adapting.rows import RowAdapters
 from repository.adapting.shelf import Shelf
 from repository.attempts import at_last
+from repository.cache import ResponseCache
 from repository.entrance import let_in
 from repository.errors import (
     FailedError,
@@ -62,6 +63,7 @@ class Means:
     end        stops a host within so many seconds; is all that it held surely back
     shelf      which adapters the models have
     clock      in seconds, for sequences that wait or are silent
+    cache      where answers are kept
     """
 
     make_host: Callable[[ModelSpec], Host]
@@ -76,6 +78,7 @@ class Means:
     max_queue: int = 1024
     clock: Callable[[], float] = time.perf_counter
     retries: int = 0
+    cache: ResponseCache | None = None
 
 
 async def _no_bed(gen: Generation, n_bytes: int) -> bool:
@@ -355,7 +358,7 @@ async def _in_time(work: Awaitable[T], gen: Generation, means: Means, done: str)
 
 def open_for_requests(gen: Generation, host: Host, loaded: Loaded, means: Means) -> None:
     gen.signature = Signature(gen.spec.model, loaded, gen.spec.config)
-    let_in(gen, host, loaded, max_queue=means.max_queue, clock=means.clock)
+    let_in(gen, host, loaded, max_queue=means.max_queue, clock=means.clock, cache=means.cache)
     if gen.fitting is not None:
         gen.fitting.begin()
         gen.rows = RowAdapters(gen.fitting, whole=loaded.max_batch_size == 0)

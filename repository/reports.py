@@ -20,6 +20,7 @@ class Options:
     allowed_roots   folders beside the repository that models and adapters may be loaded from
     forget          what was said by call before this start counts no more
     config_name     of a model, configs/NAME.pbtxt stands in place of config.pbtxt
+    allow_files     models may load others with files that they bring
     completes       what a config.pbtxt leaves out of inputs and outputs is taken from the model
     load_retries    further attempts at a load that failed
     default_model   what is meant where no model is named; None: the only one
@@ -28,6 +29,7 @@ class Options:
     min_residency_s how long a model that is asked for is safe from requests for another one
     memory_budget   device -> bytes the ledger may hand out; a device left out gets its own size
     host_tier       bytes of host memory in which models may sleep; None: a tenth of it; 0: none sleep
+    response_cache  bytes of answers that are kept, for models that want it; 0: none are
     pin_cap         device -> share of its budget (0..1) that pinned models may hold; "": all others
     """
 
@@ -62,6 +64,8 @@ class Options:
     load_retries: int = 0
     config_name: str = ""
     completes: bool = True
+    response_cache: int = 0
+    allow_files: bool = False
 
     @property
     def roots(self) -> tuple[Path, ...]:
@@ -269,3 +273,31 @@ class AdapterView:
     requests: int = 0
     loads: int = 0
     failures: int = 0
+
+
+@dataclass(slots=True)
+class Lookups:
+    """Requests that were looked up among the answers that are kept. Seconds: hashing and finding; of a
+    miss also keeping its answer."""
+
+    hits: int = 0
+    misses: int = 0
+    hit_s: float = 0.0
+    miss_s: float = 0.0
+
+    def add(self, other: Lookups) -> None:
+        self.hits += other.hits
+        self.misses += other.misses
+        self.hit_s += other.hit_s
+        self.miss_s += other.miss_s
+
+
+@dataclass(frozen=True, slots=True)
+class CacheReport:
+    """The answers that are kept: bytes that they may take and do; how many they are, and how many have
+    left because others needed their room."""
+
+    limit: int
+    size: int
+    entries: int
+    evictions: int

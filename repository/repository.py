@@ -18,6 +18,7 @@ from repository.adapting.desk import Desk
 from repository.adapting.shelf import Shelf
 from repository.brought import BroughtFiles
 from repository.budgeting import ledgers
+from repository.cache import ResponseCache
 from repository.demand import Demand
 from repository.devices.inventory import Devices
 from repository.devices.readings import Readings
@@ -84,6 +85,7 @@ class Repository(Sleeping, Pinning, Serving, Gauges):
         self.root = options.root
         self.events = EventBus()
         self._observer = observer or Observer()
+        self._cache = ResponseCache(options.response_cache) if options.response_cache else None
         self._devices = devices or Devices()
         self._gpu_use = Readings(self._devices.gpu_use)
         self._state_dir = options.state_dir or options.root / ".modeldepot"
@@ -130,6 +132,7 @@ class Repository(Sleeping, Pinning, Serving, Gauges):
                 gpus=self._devices.gpus(),
                 config_name=options.config_name,
                 completes=options.completes,
+                caches=self._cache is not None,
             ),
             Settler(options.settle_s),
             self._tell,
@@ -165,6 +168,7 @@ class Repository(Sleeping, Pinning, Serving, Gauges):
             stop_s=options.stop_s,
             max_queue=options.max_queue,
             retries=options.load_retries,
+            cache=self._cache,
         )
 
     @property

@@ -16,6 +16,7 @@ from repository.errors import (
     ModelNotFoundError,
     ModelNotReadyError,
     RepositoryError,
+    UnsupportedRequestError,
     VersionNotFoundError,
     retold,
 )
@@ -199,12 +200,27 @@ class Serving(Loading):
         call.add_done_callback(over)
         answers.on_close = _leaves(call)
 
-    async def load_by_name(self, model: str, config: Mapping[str, Any] | None = None) -> None:
+    async def load_by_name(
+        self,
+        model: str,
+        config: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        if files and not self.options.allow_files:
+            raise UnsupportedRequestError(
+                f"the load of '{shown(model)}' brings files, which is disabled; start the server with "
+                "--allow-file-override to enable it"
+            )
+        if files and config is None:
+            raise InvalidRequestError(
+                f"the load of '{shown(model)}' brings files; it needs the config that they "
+                "are loaded under"
+            )
         said = None if config is None else json.dumps(config)  # Triton's words for a config
-        await self.load(model, config=Brought(said))
+        await self.load(model, config=Brought(said, files or {}))
 
-    async def unload_by_name(self, model: str) -> None:
-        await self.unload(model)
+    async def unload_by_name(self, model: str, *, dependents: bool = False) -> None:
+        await self.unload(model, unload_dependents=dependents)
 
     def generate(self, gen: Generation, request: GenerateRequest) -> TokenStream:
         """One sequence, as it is written. Call it between a lease's begin and end; close the stream

@@ -45,4 +45,6 @@ def options_of(settings: Settings) -> Options:
         load_retries=settings.model_load_retry_count,
         config_name=settings.model_config_name or "",
         completes=not settings.disable_auto_complete_config,
+        response_cache=settings.response_cache_size or 0,
+        allow_files=settings.allow_file_override,
     )

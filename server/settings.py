@@ -211,6 +211,14 @@ class Settings:
     max_queue: Annotated[
         int, Setting("requests that may wait for one model", number(int, 1, MANY))
     ] = 1024
+    response_cache_size: Annotated[
+        int | None,
+        Setting(
+            "bytes of answers that are kept for models that want it, such as 64MiB",
+            size,
+            ("response-cache-byte-size",),
+        ),
+    ] = None
     keepalive: Annotated[
         float,
         Setting("seconds between signs of life of event streams", number(float, 0.1, MANY)),

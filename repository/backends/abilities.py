@@ -7,12 +7,13 @@ for new requests.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from repository.adapters.orders import AdapterOrder, AdapterReport
 from repository.backends.base import Backend, Order
 from repository.errors import RepositoryError
+from repository.figures import Figures
 from repository.generate import Ended, GenerateRequest, Piece
 from repository.lifecycle.placement import Memory
 from repository.messages import InferRequest, InferResponse
@@ -110,11 +111,22 @@ class Others(Protocol):
         """Its answers as they come. Closing the iterator leaves the rest."""
         ...
 
-    def load(self, model: str, config: str | None = None) -> None: ...
+    def load(
+        self, model: str, config: str | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """`config` and `files` as `reports.Brought` has them."""
+        ...
 
-    def unload(self, model: str) -> None: ...
+    def unload(self, model: str, dependents: bool = False) -> None:
+        """`dependents`: of an ensemble, also the models that only it needs."""
+        ...
 
     def is_ready(self, model: str, version: int | None = None) -> bool: ...
+
+    def show(self, figures: Sequence[Figures]) -> None:
+        """What the model counts itself, all of it. Of what was shown before nothing is left. Raises
+        OSError where nobody is there any more."""
+        ...
 
 
 class Asks(Backend, Protocol):
@@ -127,6 +139,11 @@ class Asks(Backend, Protocol):
     def ask(self, asked: Sequence[Asked]) -> None:
         """The model's thread is here until it can take the next ones. What it raises, all of those end
         with that have not ended."""
+        ...
+
+    def is_ready(self) -> bool:
+        """What the model says of itself; only where `Loaded.abilities` has "ready". What it raises means
+        no."""
         ...
 
 

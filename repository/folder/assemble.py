@@ -25,6 +25,7 @@ from repository.folder.guess import as_triton_means, guess, needs_config
 from repository.folder.huggingface import CONFIG, Described, describe, modules_in
 from repository.folder.instances import spread
 from repository.folder.instead import Instead
+from repository.folder.kept import never_kept
 from repository.folder.kind import RUNS_CODE
 from repository.folder.labels import read_labels
 from repository.folder.layering import merge
@@ -55,12 +56,14 @@ Inspect = Callable[[str, str, int], Verdict]  # (real path, where, version)
 class Rules:
     """What the server allows. `gpus` None: not known on this machine, refuse nothing for it.
     `config_name`: of files in configs/ that stand in place of config.pbtxt where they are there.
-    `completes`: what a config.pbtxt leaves out of inputs and outputs is taken from the model."""
+    `completes`: what a config.pbtxt leaves out of inputs and outputs is taken from the model.
+    `caches`: it keeps answers of models that want it."""
 
     trust_code: bool = False
     gpus: Sequence[str] | None = ()
     config_name: str = ""
     completes: bool = True
+    caches: bool = False
 
 
 def assemble(
@@ -242,6 +245,7 @@ class _Assembly(Telling):
         config, sources = self._merge(layer, guessed)
         self._check_trust(config)
         self._check_said(config, layer)
+        self._check_cache(config, sources)
         check_wiring(self._found.name, config)
         try:
             parts = parts_of(config, files, about)
@@ -309,6 +313,13 @@ class _Assembly(Telling):
                 f"list them as '{missing[0]} [ {{ name: ... data_type: ... dims: ... }} ]'",
             )
             raise ToldError
+
+    def _check_cache(self, config: ModelConfig, sources: Mapping[str, str]) -> None:
+        """Whether its answers will be kept, where it wants that."""
+        why = never_kept(config, server=self._rules.caches) if config.response_cache else None
+        if why is not None:
+            message = f"'response_cache': every request is run, {why[0]}"
+            self._tell(sources["response_cache"], "config", message, why[1], warning=True)
 
     def _guess(self, layer: Layer, files: Files) -> tuple[Described | None, Layer]:
         """What config.json says, where it counts, and the layer below that of the config file."""

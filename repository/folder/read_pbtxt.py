@@ -75,6 +75,8 @@ def _read(page: Page) -> Layer:
     read_options(page)
     if page.message.model_transaction_policy.decoupled:
         page.set("decoupled", True, "model_transaction_policy")
+    if page.message.response_cache.enable:
+        page.set("response_cache", True, "response_cache")
     _metric_tags(page)
     page.values["triton"] = {**plain(page.message), "name": page.model}
     warn_of_rest(page)

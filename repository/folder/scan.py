@@ -50,7 +50,7 @@ class Scanner:
     root        of several folders that are one repository: all of them
     gpus        this machine's ("cuda:0", ...); None: not known, so no config is refused for it
     by_call     what people said of single models; each scan goes by what it is when it begins
-    config_name, completes   see `Rules`
+    config_name, completes, caches   see `Rules`
     """
 
     def __init__(
@@ -62,11 +62,12 @@ class Scanner:
         by_call: ByCall | None = None,
         config_name: str = "",
         completes: bool = True,
+        caches: bool = False,
     ) -> None:
         self.roots = Roots((root,) if isinstance(root, Path) else root)
         self.by_call = by_call or ByCall()
         known = None if gpus is None else tuple(gpus)
-        self._rules = Rules(trust_code, known, config_name, completes)
+        self._rules = Rules(trust_code, known, config_name, completes, caches)
         self._known: dict[str, _Known] = {}
         self._last: dict[str, ModelFolder] = {}
         self._adapters = AdapterFolders()

@@ -74,6 +74,15 @@ class Host(Protocol):
         over the workers. What sleeps is under "host". Empty where it cannot be told."""
         ...
 
+    def figures(self) -> Sequence[bytes]:
+        """What its model counts itself, as each instance told it last (see `repository.figures`)."""
+        ...
+
+    async def ready(self) -> bool:
+        """What the model says of itself, a second ago at most, or as it said it last where it computes.
+        Takes half a second at most, and never raises. Only where `Loaded.abilities` has "ready"."""
+        ...
+
     async def sleep(self) -> None:
         """Moves what the model has on its devices into host memory, and gives the devices' memory back
         as far as a living process can. Only where `Loaded.abilities` has "sleep", and when nothing is in

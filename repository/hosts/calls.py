@@ -231,14 +231,15 @@ class Calls:
 
     async def _managed(self, caller: Caller, order: ManageOrder) -> bool:
         if order.what == "load":
-            await caller.load_by_name(order.model, _config(order.config))
+            await caller.load_by_name(order.model, _config(order.config), order.files)
         elif order.what == "unload":
-            await caller.unload_by_name(order.model)
+            await caller.unload_by_name(order.model, dependents=order.dependents)
         else:
             try:
-                caller.lease(order.model, order.version)
+                lease = caller.lease(order.model, order.version)
             except RepositoryError:
                 return False
+            return await lease.generation.says_ready()
         return True
 
     def _refuse(self, number: int, error: BaseException) -> None:

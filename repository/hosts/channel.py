@@ -23,6 +23,7 @@ from typing import Any, TypeAlias, cast
 import msgspec
 import numpy as np
 
+from repository import figures
 from repository.calling import Caller
 from repository.errors import InvalidRequestError, RepositoryError, WorkerDiedError
 from repository.generate import Ended, GenerateRequest, Piece
@@ -31,6 +32,7 @@ from repository.hosts.asking import Asking, Question
 from repository.hosts.calls import Calls, Waits
 from repository.hosts.frames import (
     ERROR,
+    FIGURES,
     HEADER_SIZE,
     PIECES,
     REPLY,
@@ -84,6 +86,8 @@ class Channel(asyncio.BufferedProtocol):
     """`on_lost(why)` is called once: the other end closed, or broke the protocol ("" if it closed).
 
     Futures in flight stay unanswered until `fail` is called with the reason.
+
+    figures   what its model counts itself, as it told it last; nobody has looked at it yet
     """
 
     def __init__(self, on_lost: Callable[[str], None], asking: Asking) -> None:
@@ -102,6 +106,7 @@ class Channel(asyncio.BufferedProtocol):
         self._groups = Groups(asking, self._next, self._write)
         self._under_way = self._groups.under_way
         self._calls: Calls | None = None
+        self.figures = b""
 
     @classmethod
     async def open(
@@ -317,6 +322,10 @@ class Channel(asyncio.BufferedProtocol):
         """What is no answer to a question: part of one, or a question of the model's own."""
         if header[3] == PIECES:
             self._tell(payload[: header[1]])
+        elif header[3] == FIGURES:
+            if header[1] > figures.MOST_BYTES:
+                raise BrokenFrameError(f"{header[1]} bytes of figures")
+            self.figures = bytes(payload[: header[1]])
         elif self._groups.hear(header, payload):
             pass
         elif self._calls is None or not self._calls.hear(header, payload):

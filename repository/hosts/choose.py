@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from repository.hosts.process import ProcessHost
 from repository.hosts.zygotes import Zygotes
 from repository.spec import ModelSpec
 
+log = logging.getLogger(__name__)
 NEVER_INLINE = ("triton_python",)  # unless a config insists, which is refused
 
 
@@ -44,7 +46,12 @@ def make_host(
             "models only: set device to cpu, or host to process"
         )
     default_host = "process" if spec.backend in NEVER_INLINE else default_host
-    told = {**(extra or {}), "cpu_fallback": cpu_fallback, "trust_code": trust_code}
+    told = {
+        **(extra or {}),
+        "cpu_fallback": cpu_fallback,
+        "trust_code": trust_code,
+        "log_verbose": log.isEnabledFor(logging.DEBUG),  # as the server is now
+    }
     instances = max(1, spec.config.instances)
     if (spec.config.host or default_host) == "inline" and not gpu:
         return InlineHost(state_dir=state_dir, instances=instances, threads=threads, extra=told)

@@ -54,14 +54,15 @@ from repository.hosts.frames import (
     STOP,
     BrokenFrameError,
 )
+from repository.hosts.holding import Holding
 from repository.hosts.lasting import Lasting
-from repository.hosts.others import Others
+from repository.hosts.others import BEHIND, Others
 from repository.hosts.pipe import Frame, Pipe
 from repository.messages import InferResponse
 from repository.tensors import Buffer
 
 MOST_UNREAD, MOST_UNREAD_BYTES, STALLED_S = 1000, 64 << 20, 30.0
-# What takes no time is not sent while there is more to do here: waking the server costs more than it.
+# What takes no time is not sent while there is more to do here (see `holding`).
 QUICK_S, MOST_PARTS, MOST_HELD = 200e-6, 16, 64 * 1024
 CANCELLED = "the request was cancelled before its turn"
 # True: a destructor has left something to be said.
@@ -100,8 +101,7 @@ class Conversing:
         self.gone = False
         self._thread = threading.get_ident()
         self._inside = False
-        self._held: list[Buffer] = []
-        self._held_bytes = 0
+        self._held = Holding(pipe.send)
 
     def start(self) -> None:
         threading.Thread(target=self._read, name="reads the socket", daemon=True).start()
@@ -137,7 +137,7 @@ class Conversing:
                 self._send([])
                 continue
             kind = thing.header[3]
-            if self._held:
+            if self._held.count:
                 self._send([])
             if kind == STOP:
                 self._until_ended(wanted=True)
@@ -155,7 +155,11 @@ class Conversing:
                 raise InferenceFailedError("the model sleeps")
             if asked:
                 self._inside = True
-                cast("Asks", backend).ask(asked)
+                behind = BEHIND.set(tuple([cast("WireReply", each.reply) for each in asked]))
+                try:
+                    cast("Asks", backend).ask(asked)
+                finally:
+                    BEHIND.reset(behind)
         except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - the model's edge
             failure = self._fault(error)
             while asked:
@@ -163,9 +167,9 @@ class Conversing:
         finally:
             self._inside = False
         asked.clear()
-        self._held += frames.pack(RETURNED, group.number, b"")
-        quick = time.perf_counter() - began < QUICK_S and self._held_bytes < MOST_HELD
-        if not quick or len(self._held) > MOST_PARTS or self._things.empty():
+        self._held.hold(frames.pack(RETURNED, group.number, b""))
+        quick = time.perf_counter() - began < QUICK_S and self._held.bytes < MOST_HELD
+        if not quick or self._held.count > MOST_PARTS or self._things.empty():
             self._send([])
 
     def _until_ended(self, *, wanted: bool) -> None:
@@ -181,15 +185,12 @@ class Conversing:
     # any thread -----------------------------------------------------------------------------------
 
     def _send(self, parts: Sequence[Buffer]) -> None:
-        """With what destructors have left to be said, and what the model's thread has held back."""
-        if self._held and threading.get_ident() == self._thread:
-            held, self._held, self._held_bytes = self._held, [], 0
-            parts = [*held, *parts]
+        """With what destructors have left to be said, behind what has been held back."""
         if self._lasting.freed or self.others.dropped:
             parts = [*self._lasting.unsent(), *self.others.unsent(), *parts]
         if len(parts) > 1 and sum(map(len, parts)) <= MOST_HELD:
             parts = [b"".join(parts)]
-        self._pipe.send(parts)
+        self._held.send(parts)
 
     def say(self, reply: WireReply, response: InferResponse, kind: int) -> None:
         """Raises what cannot be said of it."""
@@ -204,9 +205,8 @@ class Conversing:
             return False
         took_s = time.perf_counter() - reply.since
         parts = self._lasting.write(reply.number, response, reply.offer, took_s)
-        self._held += parts
-        self._held_bytes += sum(map(len, parts))
-        if self._held_bytes > MOST_HELD:
+        self._held.hold(parts)
+        if self._held.bytes > MOST_HELD:
             self._send([])
         return True
 
@@ -250,6 +250,8 @@ class Conversing:
                 if (reply := self._open.get(number)) is not None:
                     reply.hear(read)
                     self.moved.notify_all()
+            if reply is not None and read is None:
+                self.others.not_wanted(reply)
         else:
             self._things.put(frame)
 
@@ -369,6 +371,10 @@ class WireReply:
     def _moved_since(self, read: int) -> bool:
         """Not only of another request."""
         return self.cancelled or self._read != read
+
+    @property
+    def wanted(self) -> bool:
+        return not (self._over or self.cancelled)
 
     # the talk's -----------------------------------------------------------------------------------
 

@@ -157,6 +157,13 @@ class EnsembleHost:
         """Nothing: what its models have is theirs."""
         return {}
 
+    def figures(self) -> Sequence[bytes]:
+        return ()
+
+    async def ready(self) -> bool:
+        """Its models are asked for themselves."""
+        return True
+
     async def sleep(self) -> None:
         raise InvalidRequestError("an ensemble cannot sleep")
 

@@ -85,6 +85,9 @@ class Kind(enum.IntEnum):
     LEAVE = 25  # nothing: the rest of the call is not wanted. CALL_END still comes
     MANAGE = 26  # ManageOrder -> CALL_END or CALL_ERROR
 
+    IS_READY = 27  # nothing -> bool: what the model says of itself
+    FIGURES = 28  # list[Figures]: what a model counts itself, all of it. No request asks for it
+
 
 # Plain numbers: making a Kind of one costs more than reading the whole header.
 INFER, STOP, REPLY, ERROR = int(Kind.INFER), int(Kind.STOP), int(Kind.REPLY), int(Kind.ERROR)
@@ -93,6 +96,7 @@ SLEEP, ASK, RETURNED = int(Kind.SLEEP), int(Kind.ASK), int(Kind.RETURNED)
 ANSWER, END, READ, FREED = int(Kind.ANSWER), int(Kind.END), int(Kind.READ), int(Kind.FREED)
 CALL, CALLED, CALL_END = int(Kind.CALL), int(Kind.CALLED), int(Kind.CALL_END)
 CALL_ERROR, LEAVE, MANAGE = int(Kind.CALL_ERROR), int(Kind.LEAVE), int(Kind.MANAGE)
+FIGURES = int(Kind.FIGURES)
 
 
 class BrokenFrameError(Exception):
@@ -146,12 +150,16 @@ class CallOrder(msgspec.Struct, array_like=True):
 
 
 class ManageOrder(msgspec.Struct, array_like=True):
-    """`config`: what overrides the folder's, as JSON; only to load."""
+    """`config`: what overrides the folder's, as JSON, and `files`: path -> content, in place of the
+    folder's; both only to load. `dependents`: of an ensemble, also the models that only it needs; only
+    to unload."""
 
     what: Literal["load", "unload", "is_ready"]
     model: str
     version: int | None = None
     config: str | None = None
+    files: dict[str, bytes] = {}
+    dependents: bool = False
 
 
 class _Stated(msgspec.Struct, array_like=True, gc=False):

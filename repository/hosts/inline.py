@@ -179,6 +179,12 @@ class InlineHost:
         """Nothing: what a thread holds cannot be told from what the server holds."""
         return {}
 
+    def figures(self) -> Sequence[bytes]:
+        return ()
+
+    async def ready(self) -> bool:
+        return True
+
     async def sleep(self) -> None:
         if not self._sleeps:
             raise InvalidRequestError("the model cannot sleep")

@@ -54,7 +54,10 @@ class Lasting(Answering):
         """A frame that says what was freed; nothing if nothing was."""
         lots: list[Lot] = []
         while self.freed:
-            lots.append(self.freed.popleft())
+            try:
+                lots.append(self.freed.popleft())
+            except IndexError:  # another thread was quicker
+                break
         return frames.pack(FREED, 0, frames.encode(lots)) if lots else []
 
     def _data(self, at: int, size: int) -> Buffer:

@@ -4,28 +4,41 @@ A call goes out as one frame; its answers are put into its queue by the thread t
 and taken from there by whoever called, on any thread. The server sends a few ahead and then waits until
 they are taken, so a call that nobody reads holds little.
 
+A call that is made while the model answers requests belongs to them: when the last of them that is open
+has been cancelled, so is the call, and whoever reads it hears of that. One that begins afterwards runs:
+a model may have to tidy up.
+
 Rule: a destructor sends nothing (it may run in the middle of a send): it leaves a note, which goes out
 with the next frame, and wakes the model's thread in case there is none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from itertools import count
 from queue import SimpleQueue
-from typing import Any, Literal, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
-from repository.errors import InvalidRequestError, RepositoryError, WorkerDiedError
+from repository.errors import (
+    InvalidRequestError,
+    RepositoryError,
+    RequestCancelledError,
+    WorkerDiedError,
+)
+from repository.figures import Figures, encode
 from repository.forms import form_of
 from repository.hosts import failures, frames
 from repository.hosts.frames import (
     CALL,
     CALL_END,
     CALLED,
+    FIGURES,
     FIRST_CALL,
     LEAVE,
     MANAGE,
@@ -40,9 +53,24 @@ from repository.tensors import Buffer
 
 READ_ANSWERS, READ_BYTES = 16, 1 << 20  # taken since the server was told of it last
 GONE = "the server is gone"
+NOT_WANTED = "the request that this call was made for was cancelled"
 _read_failure = msgspec.msgpack.Decoder(failures.Failure).decode
 Heard: TypeAlias = InferResponse | RepositoryError | bool  # an answer, or the last word
 Send = Callable[[Sequence[Buffer]], None]
+
+
+class Wanted(Protocol):
+    """A request that the model answers."""
+
+    @property
+    def wanted(self) -> bool:
+        """It has not ended, and somebody waits for it."""
+        ...
+
+
+# Whom the model answers now: the requests of its `ask`, on its thread and in coroutines that began
+# there.
+BEHIND: ContextVar[tuple[Wanted, ...]] = ContextVar("behind", default=())
 
 
 class Answers(Iterator[InferResponse]):
@@ -64,6 +92,7 @@ class Answers(Iterator[InferResponse]):
             return heard
         self._over = True
         if isinstance(heard, RepositoryError):
+            self._others.flush()
             raise heard
         raise StopIteration
 
@@ -106,6 +135,7 @@ class Others:
         self._model_thread = threading.get_ident()
         self._numbers = count(FIRST_CALL)
         self._open: dict[int, SimpleQueue[Heard]] = {}
+        self._behind: dict[int, tuple[Wanted, ...]] = {}  # whom each call is made for
         self._told: dict[int, int] = {}  # answers of each call that have come, up to its last word
         self._gone = False
 
@@ -116,6 +146,8 @@ class Others:
     ) -> Iterator[InferResponse]:
         """As `abilities.Others.call`."""
         number, heard = self._begin()
+        if behind := BEHIND.get():
+            self._behind[number] = behind
         form = form_of(request.inputs, request.outputs, request.parameters)
         order = CallOrder(
             model,
@@ -130,14 +162,19 @@ class Others:
         self._ask(CALL, number, order, blobs)
         return Answers(self, number, heard)
 
-    def load(self, model: str, config: str | None = None) -> None:
-        self._manage("load", model, config=config)
+    def load(
+        self, model: str, config: str | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        self._manage(ManageOrder("load", model, config=config, files=dict(files or {})))
 
-    def unload(self, model: str) -> None:
-        self._manage("unload", model)
+    def unload(self, model: str, dependents: bool = False) -> None:
+        self._manage(ManageOrder("unload", model, dependents=dependents))
 
     def is_ready(self, model: str, version: int | None = None) -> bool:
-        return self._manage("is_ready", model, version)
+        return self._manage(ManageOrder("is_ready", model, version))
+
+    def show(self, figures: Sequence[Figures]) -> None:
+        self._send(frames.pack(FIGURES, 0, encode(figures)))
 
     def leave(self, number: int) -> None:
         """The rest of the call is not wanted."""
@@ -153,15 +190,15 @@ class Others:
         if number in self._open:
             self._send(frames.pack(READ, number, frames.encode(read)))
 
-    def _manage(
-        self,
-        what: Literal["load", "unload", "is_ready"],
-        model: str,
-        version: int | None = None,
-        config: str | None = None,
-    ) -> bool:
+    def flush(self) -> None:
+        """What destructors, and those who left, have left to be said."""
+        if self.dropped:
+            with contextlib.suppress(OSError):  # nobody is there any more
+                self._send([])
+
+    def _manage(self, order: ManageOrder) -> bool:
         number, heard = self._begin()
-        self._ask(MANAGE, number, ManageOrder(what, model, version, config), ())
+        self._ask(MANAGE, number, order, ())
         said = heard.get()
         if isinstance(said, RepositoryError):
             raise said
@@ -186,6 +223,7 @@ class Others:
             raise
 
     def _forget(self, number: int) -> SimpleQueue[Heard] | None:
+        self._behind.pop(number, None)
         return self._open.pop(number, None)
 
     # told by the thread that reads ----------------------------------------------------------------
@@ -209,6 +247,16 @@ class Others:
         else:
             heard.put(failures.from_wire(_read_failure(payload[:meta])))
 
+    def not_wanted(self, request: Wanted) -> None:
+        """Nobody wants what it is answered: nor what was asked for it, unless others want that too."""
+        for number, behind in list(self._behind.items()):
+            if request not in behind or any(each.wanted for each in behind):
+                continue
+            if (heard := self._open.get(number)) is not None:
+                self._behind.pop(number, None)
+                heard.put(RequestCancelledError(NOT_WANTED))
+                self.drop(number)
+
     def close(self) -> None:
         """No answer will come any more."""
         self._gone = True
@@ -219,7 +267,10 @@ class Others:
         """Frames that are still to be sent for those that were dropped."""
         parts: list[Buffer] = []
         while self.dropped:
-            number = self.dropped.popleft()
+            try:
+                number = self.dropped.popleft()
+            except IndexError:  # another thread was quicker
+                break
             if self._forget(number) is not None:
                 parts += frames.pack(LEAVE, number, b"")
         return parts

@@ -32,6 +32,7 @@ from repository.hosts.asking import LARGE, Asking
 from repository.hosts.channel import Channel
 from repository.hosts.frames import Kind, LoadOrder
 from repository.hosts.groups import only_answer
+from repository.hosts.readiness import Readiness
 from repository.hosts.threads import threads_for
 from repository.hosts.workers import Worker
 from repository.hosts.zygotes import Zygotes
@@ -83,6 +84,7 @@ class ProcessHost:
         self._arena_size = arena_size
         self._arena: Arena | None = None
         self._asking = Asking(None)
+        self._readiness: Readiness | None = None
 
     # load ---------------------------------------------------------------------------------------
 
@@ -218,6 +220,16 @@ class ProcessHost:
     async def memory(self) -> Memory:
         return all_memory(await self._ask_all(Kind.MEMORY, None, frames.read_memory))
 
+    def figures(self) -> Sequence[bytes]:
+        channels = [w.channel for w in self._workers if w.channel is not None]
+        return [channel.figures for channel in channels if channel.figures]
+
+    async def ready(self) -> bool:
+        if self._readiness is None:
+            ask = partial(self._ask_all, Kind.IS_READY, None, frames.read_verdict)
+            self._readiness = Readiness(self._model, ask)
+        return await self._readiness.now()
+
     async def _ask_all(self, kind: Kind, body: Any, read: Callable[[memoryview], T]) -> list[T]:
         channels = [w.channel for w in self._workers if w.channel is not None]
         told: list[T] = await asyncio.gather(*[c.ask(kind, body, read) for c in channels])
@@ -313,6 +325,8 @@ class ProcessHost:
             await asyncio.to_thread(snapshots.remove, self._snapshot)
 
     async def _close(self) -> None:
+        if self._readiness is not None:
+            self._readiness.close()
         for worker in self._workers:
             await worker.close()
         if self._arena is not None:

@@ -36,6 +36,7 @@ from repository.hosts.answering import Answering
 from repository.hosts.arena import Window
 from repository.hosts.conversing import Conversing
 from repository.hosts.frames import ERROR, INFER, REPLY, STOP, BrokenFrameError, Kind, LoadOrder
+from repository.hosts.holding import Holding
 from repository.hosts.pipe import Frame, Pipe
 from repository.hosts.stepping import Stepping
 from repository.lifecycle.placement import Memory
@@ -67,7 +68,7 @@ class Worker:
         self._can_sleep = False
         self._roots: tuple[str, ...] = ()
         self._took_s = 0.0  # the last inference
-        self._held: list[Buffer] = []  # small answers that are not sent yet
+        self._held = Holding(pipe.send)  # small answers that are not sent yet
 
     def run(self) -> None:
         if not self._until_loaded():
@@ -94,21 +95,19 @@ class Worker:
             while (frame := self._pipe.receive()) is not None and frame.header[3] != STOP:
                 parts = self._answer(frame)
                 if self._may_wait(parts):
-                    self._held += parts
-                    continue
-                held, self._held = self._held, []  # what is half sent must not be sent again
-                self._pipe.send([b"".join([*held, parts[0]]), *parts[1:]] if held else parts)
+                    self._held.hold(parts)
+                else:
+                    self._held.send(parts)
         finally:
-            if self._held:
-                self._pipe.send([b"".join(self._held)])
+            self._held.send()
 
     def _may_wait(self, parts: Sequence[Buffer]) -> bool:
         """Answers that take no time go out together, as long as there are requests here to be
-        answered: waking the server costs more than such an answer."""
+        answered."""
         return (
             self._took_s < QUICK_S
             and len(parts) == 1
-            and len(self._held) < MOST_HELD
+            and self._held.count < MOST_HELD
             and self._pipe.ready
         )
 
@@ -173,6 +172,9 @@ class Worker:
         if self._loaded and hasattr(backend, "memory"):
             known = self._visible.shown(cast("Measures", backend).memory())
         return together.with_the_rest(known, linux.resident())
+
+    def _is_ready(self, body: memoryview) -> bool:
+        return self._backend is not None and cast("Asks", self._backend).is_ready()
 
     def _sleep(self, body: memoryview) -> None:
         backend = self._backend
@@ -256,6 +258,7 @@ ABOUT_MODEL: dict[int, Callable[[Worker, memoryview], object]] = {
     Kind.ADAPT: Worker._adapt,
     Kind.SLEEP: Worker._sleep,
     Kind.WAKE: Worker._wake,
+    Kind.IS_READY: Worker._is_ready,
 }
 
 

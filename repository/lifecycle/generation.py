@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from repository.adapting.rows import RowAdapters
     from repository.entrance import Line
     from repository.hosts.base import Host
+    from repository.reports import Lookups
     from repository.signature import Signature
     from repository.streaming import Streams
 
@@ -109,6 +110,7 @@ class Generation:
     batcher: Line | None = None  # set from READY on
     initial: Mapping[str, Tensor] = field(default_factory=dict)  # states of a new sequence
     sequences: Collection[int | str] = ()  # ids of those that have begun and not ended
+    lookups: Lookups | None = None  # where its answers are kept
     let_go: Callable[[], None] = lambda: None  # nobody can go on with one of them any more
     host: Host | None = None  # from LOADING on, until it is stopped or another's
     fitting: Fitting | None = None  # what its host knows of adapters, where the model takes them
@@ -169,6 +171,12 @@ class Generation:
     def reserved(self) -> int:
         """Bytes that it holds, on all devices together."""
         return sum(self.held.values())
+
+    async def says_ready(self) -> bool:
+        """What its model says of itself, where it says anything; in half a second at most."""
+        if self.host is None or self.loaded is None or "ready" not in self.loaded.abilities:
+            return True
+        return await self.host.ready()
 
     def asked_for(self, trigger: Trigger) -> None:
         """Somebody joins it while it is queued: it is as if it had been started for them."""

@@ -30,12 +30,12 @@ RENAMED = {
 LOGS = {"log-info": "warning", "log-warning": "error"}  # switched off: the least that is logged
 UNUSED = frozenset({
     "allow-cpu-metrics", "allow-gpu-metrics", "allow-metrics", "backend-config", "backend-directory",
-    "buffer-manager-thread-count", "cache-config", "cache-directory", "cuda-memory-pool-byte-size",
+    "buffer-manager-thread-count", "cache-directory", "cuda-memory-pool-byte-size",
     "cuda-virtual-address-size", "enable-peer-access", "grpc-infer-allocation-pool-size",
     "grpc-infer-thread-count", "host-policy", "http-thread-count", "id", "log-error", "log-file",
     "metrics-config", "metrics-interval-ms", "min-supported-compute-capability",
     "model-load-gpu-limit", "model-namespacing", "pinned-memory-pool-byte-size", "rate-limit",
-    "rate-limit-resource", "repoagent-directory", "response-cache-byte-size",
+    "rate-limit-resource", "repoagent-directory",
 })  # fmt: skip
 THEIR_LOG_FORMATS = ("default", "ISO8601")
 
@@ -73,7 +73,7 @@ def translated(args: Sequence[str]) -> Read:
         elif name == "log-format" and (equals and value) in THEIR_LOG_FORMATS:
             read.unused.append(word)
         else:
-            read.args.append(f"--{name}{equals}{value}")
+            read.args.append(_ours(name, equals, value, words))
     if levels and not any(arg.startswith("--log-level") for arg in read.args):
         least = next(level for level in ("debug", "error", "warning") if level in levels)
         read.args[:0] = ["--log-level", least]
@@ -93,6 +93,26 @@ def _switch(name: str, value: str) -> str:
     if value.lower() in NO:
         return f"--no-{name}"
     raise click.UsageError(f"--{name}: must be true or false, not '{value}'")
+
+
+def _ours(name: str, equals: str, value: str, words: list[str]) -> str:
+    if name == "cache-config":
+        return _cache(value if equals else _next(words))
+    return f"--{name}{equals}{value}"
+
+
+def _cache(value: str) -> str:
+    """ "local,size=N", of the caches that they have."""
+    which, _, said = value.partition(",")
+    key, _, size = said.partition("=")
+    if which != "local":
+        raise click.UsageError(
+            f"--cache-config: the only cache of this server is 'local', not '{which}'; say "
+            "local,size=BYTES"
+        )
+    if key.strip() != "size" or not size:
+        raise click.UsageError(f"--cache-config: must be local,size=BYTES, not '{value}'")
+    return f"--response-cache-size={size}"
 
 
 def _level(name: str, value: str) -> set[str]:

@@ -74,7 +74,7 @@ async def model(
         if verb == TRACE:
             return _told(_traced(tracer, route))
         if verb == READY:
-            return _model_ready(models, route)
+            return await _model_ready(models, route)
         return _told(metadata.model_of(models, route))
     except (RepositoryError, errors.ServerError) as error:
         return _refused(error)
@@ -104,11 +104,14 @@ def _whole(route: Route) -> str:
     return route.model
 
 
-def _model_ready(models: Repository, route: Route) -> Reply:
-    """On its way, or a version that does not serve: 400. Else not found: 404 with the reason."""
+async def _model_ready(models: Repository, route: Route) -> Reply:
+    """On its way, a version that does not serve, or a model that says that it is not ready: 400. Else
+    not found: 404 with the reason."""
     try:
-        models.lease(*route)
+        ready = await models.lease(*route).generation.says_ready()
     except ModelNotReadyError:
+        ready = False
+    if not ready:
         return _told({"error": "Model version not ready"}, status=400)
     return _empty(200)
 

@@ -91,7 +91,7 @@ class InferMeter(Protocol):
 
         duration_s   end to end, with reading the body and sending the answer
         input_s      from its head until the model was asked: body, decoding, checks
-        queue_s      waiting for its batch; compute_s: inside the backend
+        queue_s      waiting for its batch; compute_s: inside the backend, 0 where it was not run
         output_s     from the model's answer until it was handed over. (What is left of `duration_s` is
                      the way to the worker and back, and the loop's other work.)
         samples      rows of the batch axis (1 where the model does not batch); 0 if it did not run

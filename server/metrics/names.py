@@ -156,6 +156,20 @@ QUEUE_LENGTH = _gauge("inference_queue_length", "Requests that wait.", "model", 
 DEMAND_WAITING = _gauge("demand_waiting", "Requests that wait for it to load.", "model")
 IN_FLIGHT = _gauge("inference_in_flight", "Requests inside, waiting included.", "model", "version")
 
+# answers that are kept
+CACHE_HITS = _counter(
+    "response_cache_hits", "Requests whose answer was there already.", "model", "version"
+)
+CACHE_MISSES = _counter(
+    "response_cache_misses", "Requests that were looked up and not found.", "model", "version"
+)
+CACHE_LIMIT = _gauge("response_cache_limit_bytes", "Bytes that answers may take.")
+CACHE_SIZE = _gauge("response_cache_bytes", "Bytes that they take, of the server's own memory.")
+CACHE_ENTRIES = _gauge("response_cache_entries", "Answers that are kept.")
+CACHE_EVICTIONS = _counter(
+    "response_cache_evictions", "Answers that left because others needed their room."
+)
+
 # adapters; at most MOST_ADAPTERS of a model have series of their own, the others are OTHERS together
 MOST_ADAPTERS = 100
 OTHERS = "_other"

@@ -103,7 +103,8 @@ class MetricsObserver(Observer):
         key = gen.spec.key
         if gen.batcher is not None or gen.streams is not None:
             batches = gen.batcher.batches if gen.batcher is not None else {}
-            self._tallies.ran(*key, gen.work.executions, gen.work.samples, batches)
+            work = gen.work
+            self._tallies.ran(*key, work.executions, work.samples, batches, gen.lookups)
         if handed_on:
             return
         if gen.leaked:

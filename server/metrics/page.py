@@ -17,6 +17,7 @@ from server.metrics.counts import Values
 from server.metrics.lines import Sheet, Text, header, tagged
 from server.metrics.meter import UNKNOWN_MODEL
 from server.metrics.names import Family
+from server.metrics.own import Own
 from server.metrics.reading import ModelRow, Reading, WorkRow
 from server.metrics.tally import Frozen
 
@@ -142,6 +143,7 @@ class Page:
         if triton:
             self._groups += triton_names.ALL
         self._blocks = {family: _Block() for group in self._groups for family in group}
+        self._own = Own()
 
     def write(self, reading: Reading, *, openmetrics: bool = False, end: bytes = b"") -> bytes:
         """`end`: what comes behind it."""
@@ -153,7 +155,9 @@ class Page:
             if any(found):
                 parts += (header(group[0], openmetrics=openmetrics), *found)
             rests.now()
-        return b"".join([*parts, end])
+        own = self._own.write(reading.own, openmetrics=openmetrics, rest=rests.now)
+        parts += (own, end)
+        return b"".join(parts)
 
     def _take(self, reading: Reading) -> None:
         rests = Rests()

@@ -12,20 +12,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from repository.errors import ModelNotFoundError
-from repository.lifecycle.generation import Generation, Work
+from repository.lifecycle.generation import Generation
 from repository.lifecycle.placement import Memory
 from repository.lifecycle.states import HOLDS_MEMORY, TERMINAL, State
 from repository.lifecycle.status import PRECEDENCE, PUBLIC, ModelStatus, Public
-from repository.reports import AdapterView, DeviceReport, HostReport
+from repository.reports import AdapterView, CacheReport, DeviceReport, HostReport, Lookups
 from repository.repository import Repository
 from server.metrics.buckets import Buckets
 from server.metrics.counts import Labels, Values
 from server.metrics.names import Family
 from server.metrics.observer import MetricsObserver
+from server.metrics.own import Told
 from server.metrics.tally import Frozen, Tallies
 
 SLICE_S = 0.0002  # of reading in one go
@@ -55,6 +56,7 @@ class WorkRow(NamedTuple):
     waiting: int
     executions: int
     samples: int
+    lookups: Lookups | None = None  # a copy; None where no answers are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ class ModelRow:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """`counts` and `tallies` by model; what has not changed since the last one is the same object."""
+    """`counts` and `tallies` by model; what has not changed since the last one is the same object.
+    `own`: what models count themselves."""
 
     models: tuple[ModelRow, ...] = ()
     devices: tuple[DeviceReport, ...] = ()
@@ -91,11 +94,14 @@ class Reading:
     buckets: Mapping[Family, Mapping[Labels, Buckets]] = field(default_factory=dict)
     ready: bool = False
     draining: bool = False
+    cache: CacheReport | None = None
+    own: tuple[Told, ...] = ()
 
 
 async def read(models: Repository, observer: MetricsObserver, tallies: Tallies) -> Reading:
     """On the event loop's thread. Takes what may change meanwhile, and computes nothing."""
     rows: list[ModelRow] = []
+    own: list[Told] = []
     versions: dict[str, set[int]] = {}
     began = time.perf_counter()
     for name in models.names():
@@ -108,6 +114,7 @@ async def read(models: Repository, observer: MetricsObserver, tallies: Tallies) 
             continue  # it has gone meanwhile
         versions[name] = _known_versions(status)
         rows.append(_model(status, models.adapters(name), _waiting(models, name)))
+        own += _own(status)
     await asyncio.sleep(0)
     observer.keep(set(models.names()))
 
@@ -122,9 +129,17 @@ async def read(models: Repository, observer: MetricsObserver, tallies: Tallies) 
         counts=observer.models(),
         server=observer.server.frozen(),
         buckets=observer.server.frozen_buckets(),
+        own=tuple(own),
         ready=models.ready,
         draining=models.draining,
+        cache=models.cache(),
     )
+
+
+def _own(status: ModelStatus) -> list[Told]:
+    """Of all that lives of it."""
+    hosts = [g.host for g in status.generations if g.host is not None]
+    return [Told(status.name, told) for host in hosts for told in host.figures()]
 
 
 def _waiting(models: Repository, name: str) -> int | None:
@@ -159,7 +174,7 @@ def _model(status: ModelStatus, adapters: Iterable[AdapterView], waiting: int | 
         _asleep(alive),
         any(g.pinned for g in alive),
         tuple([_generation(g) for g in alive]),
-        tuple([WorkRow(g.spec.version, g.leases, *_done(g.work)) for g in alive]),
+        tuple([_work(g) for g in alive]),
         tuple(alive[0].spec.config.metric_tags.items()) if alive else (),
     )
 
@@ -196,8 +211,16 @@ def _workers(newest_first: Sequence[Generation]) -> dict[str, bool]:
     return up
 
 
-def _done(work: Work) -> tuple[int, int, int]:
-    return work.waiting, work.executions, work.samples
+def _work(gen: Generation) -> WorkRow:
+    work, lookups = gen.work, gen.lookups
+    return WorkRow(
+        gen.spec.version,
+        gen.leases,
+        work.waiting,
+        work.executions,
+        work.samples,
+        None if lookups is None else replace(lookups),
+    )
 
 
 def _generation(gen: Generation) -> GenerationRow:

@@ -11,7 +11,7 @@ from importlib import metadata
 
 from repository.lifecycle.placement import HOST
 from repository.lifecycle.status import Public
-from repository.reports import DeviceReport
+from repository.reports import CacheReport, DeviceReport, Lookups
 from server.metrics import names
 from server.metrics.counts import Values
 from server.metrics.lines import Sheet
@@ -77,12 +77,19 @@ def _put_generation(sheet: Sheet, model: str, row: GenerationRow) -> None:
 
 
 def put_work(sheet: Sheet, model: str, work: Iterable[WorkRow]) -> None:
-    for version, leases, waiting, executions, samples in work:
+    for version, leases, waiting, executions, samples, lookups in work:
         labels = (model, str(version))
         sheet.add(names.IN_FLIGHT, leases, *labels)
         sheet.add(names.QUEUE_LENGTH, waiting, *labels)
         sheet.add(names.EXECUTIONS, executions, *labels)
         sheet.add(names.SAMPLES, samples, *labels)
+        if lookups is not None:
+            _put_lookups(sheet, lookups, *labels)
+
+
+def _put_lookups(sheet: Sheet, lookups: Lookups, *labels: str) -> None:
+    sheet.add(names.CACHE_HITS, lookups.hits, *labels)
+    sheet.add(names.CACHE_MISSES, lookups.misses, *labels)
 
 
 def _on_host(row: GenerationRow) -> int:
@@ -98,6 +105,8 @@ def put_tally(sheet: Sheet, model: str, version: int, tally: Tally) -> None:
         return
     sheet.add(names.EXECUTIONS, tally.executions, model, number)
     sheet.add(names.SAMPLES, tally.samples, model, number)
+    if tally.lookups is not None:
+        _put_lookups(sheet, tally.lookups, model, number)
     for kind, tokens in tally.tokens.items():
         sheet.add(names.TOKENS, tokens, model, number, kind)
     if tally.first is not None:
@@ -132,9 +141,18 @@ def put_server(sheet: Sheet, reading: Reading, build: tuple[str, ...]) -> None:
     for family, histograms in reading.buckets.items():
         for labels, buckets in histograms.items():
             sheet.add_buckets(family, buckets, *labels)
+    if reading.cache is not None:
+        _put_cache(sheet, reading.cache)
     used = _used(reading.models) if reading.devices else {}
     for device in reading.devices:
         _put_device(sheet, device, used)
+
+
+def _put_cache(sheet: Sheet, cache: CacheReport) -> None:
+    sheet.add(names.CACHE_LIMIT, cache.limit)
+    sheet.add(names.CACHE_SIZE, cache.size)
+    sheet.add(names.CACHE_ENTRIES, cache.entries)
+    sheet.add(names.CACHE_EVICTIONS, cache.evictions)
 
 
 def _used(models: Iterable[ModelRow]) -> dict[str, int]:

@@ -11,11 +11,12 @@ more) is counted as UNKNOWN_MODEL, and what went with it is not measured.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeAlias
 
+from repository.reports import Lookups
 from server.metrics import names
 from server.metrics.buckets import Buckets, Exemplar
 from server.metrics.meter import UNKNOWN_MODEL, Outcome, Times, Traced, Tracer
@@ -43,16 +44,19 @@ class Answers:
 class Tally:
     """One version of one model. `executions` and `samples` are those of generations that have
     ended; a living one counts its own. `queue` and `batch` stay None until the model batches, `first`
-    until it writes a text; `tokens`: by kind. `changed`: since it was last copied.
+    until it writes a text, `lookups` until a generation has ended whose answers were kept; `tokens`: by
+    kind. `changed`: since it was last copied.
 
     Not on the metrics' page, but in Triton's statistics: `failed_s`, all that failed together;
-    `last_at`, seconds since 1970; `batches` of generations that have ended (rows -> executions,
+    `idle`, those that succeeded though their model was not run, and of `input_s` and `output_s` their
+    parts; `last_at`, seconds since 1970; `batches` of generations that have ended (rows -> executions,
     seconds); `answers` of models with any number of them, by their place in the row.
     """
 
     __slots__ = (
         "answers", "batch", "batches", "changed", "compute_s", "duration", "executions", "failed_s",
-        "first", "input_s", "last_at", "output_s", "queue", "queue_s", "requests", "samples", "tokens",
+        "first", "idle", "idle_input_s", "idle_output_s", "input_s", "last_at", "lookups", "output_s",
+        "queue", "queue_s", "requests", "samples", "tokens",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -65,10 +69,21 @@ class Tally:
         self.queue_s = self.input_s = self.compute_s = self.output_s = 0.0
         self.executions = 0
         self.samples = 0
+        self.idle = 0
+        self.idle_input_s = self.idle_output_s = 0.0
+        self.lookups: Lookups | None = None
         self.failed_s = self.last_at = 0.0
         self.batches: dict[int, list[float]] = {}
         self.answers: dict[int, Answers] = {}
         self.changed = True
+
+    def all_lookups(self, living: Iterable[Lookups | None]) -> Lookups | None:
+        """With those of generations that live; None: no answers were kept."""
+        found = [one for one in (self.lookups, *living) if one is not None]
+        total = Lookups()
+        for one in found:
+            total.add(one)
+        return total if found else None
 
     def copy(self) -> Tally:
         twin = Tally()
@@ -81,6 +96,8 @@ class Tally:
         twin.queue_s, twin.input_s = self.queue_s, self.input_s
         twin.compute_s, twin.output_s = self.compute_s, self.output_s
         twin.executions, twin.samples = self.executions, self.samples
+        twin.idle_input_s, twin.idle_output_s = self.idle_input_s, self.idle_output_s
+        twin.lookups = replace(self.lookups) if self.lookups else None
         return twin
 
 
@@ -133,6 +150,10 @@ class Tallies:
         tally.queue_s += queue_s
         tally.input_s += input_s
         tally.compute_s += compute_s
+        if not compute_s:
+            tally.idle += 1
+            tally.idle_input_s += input_s
+            tally.idle_output_s += output_s
         tally.output_s += output_s
         if trace is not None:
             tally.duration.remember(Exemplar(trace.label, trace.value, duration_s, tally.last_at))
@@ -191,6 +212,7 @@ class Tallies:
         executions: int,
         samples: int,
         batches: Mapping[int, Sequence[float]] = NO_BATCHES,
+        lookups: Lookups | None = None,
     ) -> None:
         """A generation has ended that had counted these."""
         tally = self.of(model, version)
@@ -201,6 +223,9 @@ class Tallies:
             mine = tally.batches.setdefault(rows, [0, 0.0])
             mine[0] += count
             mine[1] += seconds
+        if lookups is not None:
+            tally.lookups = tally.lookups or Lookups()
+            tally.lookups.add(lookups)
 
     def forget(self, model: str) -> None:
         self._frozen.pop(model, None)

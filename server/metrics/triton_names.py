@@ -3,8 +3,8 @@
 Names, labels and units are Triton's: times in whole microseconds, labels model, version, and gpu_uuid
 where the model is on a GPU; a version's series are there while it serves. They are of the type unknown,
 because a counter's name would have to end in `_total`: prometheus_client renames it, and promtool
-refuses it. What this server does not have (a response cache, a pool of pinned memory, energy) is left
-out: a zero would say that it was measured.
+refuses it. What this server does not have (a pool of pinned memory, energy) is left out: a zero would
+say that it was measured.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ INPUT_US = _of_model("inference_compute_input_duration_us", "Of it, taking in wh
 INFER_US = _of_model("inference_compute_infer_duration_us", "Of it, inside the model.")
 OUTPUT_US = _of_model("inference_compute_output_duration_us", "Of it, writing the answer.")
 PENDING = _of_model("inference_pending_request_count", "Requests that wait.")
+HITS = _of_model("cache_num_hits_per_model", "Requests whose answer was there already.")
+MISSES = _of_model("cache_num_misses_per_model", "Requests that were looked up and not found.")
+HIT_US = _of_model("cache_hit_duration_per_model", "Looking up those whose answer was there.")
+MISS_US = _of_model(
+    "cache_miss_duration_per_model", "Looking up the others, and keeping their answers."
+)
 LOAD_S = _of_model("model_load_duration_secs", "How long its load took.")
 
 GPU_UTILIZATION = _plain("gpu_utilization", "Busy share of the time.", "gpu_uuid")
@@ -62,7 +68,7 @@ CPU_USED = _plain("cpu_memory_used_bytes", "Of it, in use.")
 
 OF_MODELS = (
     SUCCESS, FAILURE, COUNT, EXEC_COUNT, REQUEST_US, QUEUE_US, INPUT_US, INFER_US, OUTPUT_US, PENDING,
-    LOAD_S,
+    HITS, MISSES, HIT_US, MISS_US, LOAD_S,
 )  # fmt: skip
 OF_DEVICES = (
     GPU_UTILIZATION, GPU_TOTAL, GPU_USED, GPU_POWER, GPU_LIMIT, CPU_UTILIZATION, CPU_TOTAL, CPU_USED,
@@ -113,15 +119,21 @@ def _put_version(
         (EXEC_COUNT, tally.executions + sum([work.executions for work in works])),
         (REQUEST_US, int(tally.duration.total * 1e6)),
         (QUEUE_US, int(tally.queue_s * 1e6)),
-        (INPUT_US, int(tally.input_s * 1e6)),
+        (INPUT_US, int((tally.input_s - tally.idle_input_s) * 1e6)),
         (INFER_US, int(tally.compute_s * 1e6)),
-        (OUTPUT_US, int(tally.output_s * 1e6)),
+        (OUTPUT_US, int((tally.output_s - tally.idle_output_s) * 1e6)),
         (PENDING, sum([work.waiting for work in works])),
     )
     for families, value in values:
         sheet.add(families[which], value, *labels)
     for reason, count in ended.items():
         sheet.add(FAILURE[which], count, *labels, reason)
+    lookups = tally.all_lookups(work.lookups for work in works)
+    if lookups is not None:
+        sheet.add(HITS[which], lookups.hits, *labels)
+        sheet.add(MISSES[which], lookups.misses, *labels)
+        sheet.add(HIT_US[which], int(lookups.hit_s * 1e6), *labels)
+        sheet.add(MISS_US[which], int(lookups.miss_s * 1e6), *labels)
 
 
 def put_devices(sheet: Sheet, devices: Iterable[DeviceReport], host: HostReport | None) -> None:

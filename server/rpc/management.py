@@ -47,7 +47,8 @@ async def server_metadata(depot: Depot, _: Any) -> Answer:
 
 
 async def model_ready(depot: Depot, asked: Any) -> Answer:
-    return {"ready": metadata.model_ready(depot.models, route_of(asked.name, asked.version))}
+    route = route_of(asked.name, asked.version)
+    return {"ready": await metadata.model_ready(depot.models, route)}
 
 
 async def model_metadata(depot: Depot, asked: Any) -> Answer:

@@ -194,6 +194,8 @@ def _from_ours(config: ModelConfig) -> dict[str, Any]:
     made |= _scheduled(config)
     if config.decoupled:
         made["model_transaction_policy"] = {"decoupled": True}
+    if config.response_cache:
+        made["response_cache"] = {"enable": True}
     if config.metric_tags:
         made["metric_tags"] = dict(config.metric_tags)
     parameters = config.options.get("parameters", {})

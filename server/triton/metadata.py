@@ -35,13 +35,14 @@ def server_ready(models: Repository, *, strict: bool) -> bool:
     return models.ready and not (strict and any(map(missing, models.statuses())))
 
 
-def model_ready(models: Repository, route: Route) -> bool:
-    """False too for what there is not; over HTTP that is an error. Raises InvalidNameError."""
+async def model_ready(models: Repository, route: Route) -> bool:
+    """It serves, and does not say itself that it is not ready. False too for what there is not; over
+    HTTP that is an error. Raises InvalidNameError."""
     try:
-        models.lease(*route)
+        lease = models.lease(*route)
     except (ModelNotReadyError, NotFoundError):
         return False
-    return True
+    return await lease.generation.says_ready()
 
 
 def model_of(models: Repository, route: Route) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """What each version has done, as Triton's statistics count it: counts and nanoseconds since the start.
 
-    requests     success and fail; of those that succeeded also queue and the three parts of compute
+    requests     success and fail; of those that succeeded also queue, and the three parts of compute
+                 where the model was run; those that were looked up among the answers that are kept
     executions   batch_stats, by their rows; only the time inside the model is known of one
     answers      response_stats, of models with any number of answers
 
-A time that is not measured is left at count 0. There is no response cache, so nothing hits or misses it.
+A time that is not measured is left at count 0.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from repository.errors import InvalidRequestError, RepositoryError
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.placement import HOST
 from repository.lifecycle.states import State
+from repository.reports import Lookups
 from repository.repository import Repository
 from server.codecs.v2_paths import Route
 from server.metrics.tally import Answers, Tallies, Tally
@@ -69,25 +71,27 @@ def _of(gens: list[Generation], tallies: Tallies) -> dict[str, Any]:
         "last_inference": int(tally.last_at * 1000),
         "inference_count": tally.samples + sum(gen.work.samples for gen in alive),
         "execution_count": tally.executions + sum(gen.work.executions for gen in alive),
-        "inference_stats": _requests(tally),
+        "inference_stats": _requests(tally, alive),
         "response_stats": {str(at): _answers(one) for at, one in sorted(tally.answers.items())},
         "batch_stats": _batches(tally, alive),
         "memory_usage": _memory(alive),
     }
 
 
-def _requests(tally: Tally) -> dict[str, Any]:
+def _requests(tally: Tally, alive: Iterable[Generation]) -> dict[str, Any]:
     good = sum(n for (_, outcome), n in tally.requests.items() if outcome == "success")
     bad = sum(tally.requests.values()) - good
+    ran = good - tally.idle
+    lookups = tally.all_lookups(gen.lookups for gen in alive) or Lookups()
     return {
         "success": _told(good, tally.duration.total),
         "fail": _told(bad, tally.failed_s),
         "queue": _told(good, tally.queue_s),
-        "compute_input": _told(good, tally.input_s),
-        "compute_infer": _told(good, tally.compute_s),
-        "compute_output": _told(good, tally.output_s),
-        "cache_hit": NOTHING,
-        "cache_miss": NOTHING,
+        "compute_input": _told(ran, tally.input_s - tally.idle_input_s),
+        "compute_infer": _told(ran, tally.compute_s),
+        "compute_output": _told(ran, tally.output_s - tally.idle_output_s),
+        "cache_hit": _told(lookups.hits, lookups.hit_s),
+        "cache_miss": _told(lookups.misses, lookups.miss_s),
     }
 
 

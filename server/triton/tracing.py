@@ -24,7 +24,7 @@ from server.metrics.traces import Trace
 from server.triton.trace_settings import Own, Start, over, shown, updated
 
 NS = 10**9
-MOST_VALUES = 1000  # of a tensor that are told
+MOST_VALUES, MOST_BYTES = 1000, 256  # of a tensor that are told; of a value that is bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,5 +221,7 @@ def _told(activity: str, tensor: Tensor) -> dict[str, Any]:
     except ValueError:
         return told
     return told | {
-        "data": [v.decode(errors="replace") if isinstance(v, bytes) else v for v in values]
+        "data": [
+            v[:MOST_BYTES].decode(errors="replace") if isinstance(v, bytes) else v for v in values
+        ]
     }

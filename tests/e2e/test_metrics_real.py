@@ -26,6 +26,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 ASKED = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
 MEMORY = "memory: 30MiB\n"  # two of them do not fit into BUDGET
 BUDGET = ("--memory-budget", "cpu=50MiB", "--enable-inline-model-loading", "--min-residency", "0")
+CACHE = ("--response-cache-size", "1MiB")
 # What this server has no reason to show, and who sees to it that it is shown where there is one.
 ELSEWHERE = {
     *(f for f in names.ALL if f.name.startswith("gpu_")),  # no GPU: tests/unit/test_metrics.py
@@ -92,7 +93,7 @@ async def test_every_series_is_there_once_there_is_something_to_say(tmp_path: Pa
     add_model(repo, tmp_path, "breaks", load="")
     (repo / "breaks" / "model.py").write_text("class Model:\n    def load(self): 1 / 0\n")
     (repo / "breaks" / "config.yaml").write_text("memory: 1MiB\n" + CONFIG)
-    async with started(repo, "--metrics-port", "0", *BUDGET) as (server, client, _):
+    async with started(repo, "--metrics-port", "0", *BUDGET, *CACHE) as (server, client, _):
         url = (await server.said(r"metrics (http://\S+)"))[1]
         page = Scraped(client, url)
         parent = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -109,7 +110,7 @@ async def test_every_series_is_there_once_there_is_something_to_say(tmp_path: Pa
 
         models.add_onnx(repo / "a" / "1" / "model.onnx", 5.0)  # a reload, seen by the watcher
         await page.until("model_load_total", model="a", trigger="watch", outcome="success")
-        add(repo, "b")
+        add(repo, "b", "response_cache: true\n")
         await page.until("model_evictions_total", model="a", reason="memory")  # no room for both
         assert await ask(client, "b") == 200
         await page.until("model_unload_total", model="a", trigger="eviction")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from queue import SimpleQueue
 
 from repository.errors import ModelNotFoundError, RepositoryError
+from repository.figures import Figures
 from repository.messages import InferRequest, InferResponse
 
 PATIENCE_S = 20.0
@@ -55,6 +57,7 @@ class FakeOthers:
         self.calls: list[tuple[str, int | None, InferRequest]] = []
         self.done: list[tuple[str, ...]] = []
         self.left = 0  # calls whose rest nobody wanted
+        self.figures: SimpleQueue[list[Figures]] = SimpleQueue()  # as they were shown
 
     def call(
         self, model: str, version: int | None, request: InferRequest
@@ -68,13 +71,18 @@ class FakeOthers:
             self.left += 1
             raise
 
-    def load(self, model: str, config: str | None = None) -> None:
+    def load(
+        self, model: str, config: str | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
         if model == "broken":
             raise ModelNotFoundError("failed to load 'broken'")
-        self.done.append(("load", model, config or ""))
+        self.done.append(("load", model, config or "", *(files or {})))
 
-    def unload(self, model: str) -> None:
-        self.done.append(("unload", model))
+    def unload(self, model: str, dependents: bool = False) -> None:
+        self.done.append(("unload", model, *(["dependents"] if dependents else ())))
+
+    def show(self, figures: Sequence[Figures]) -> None:
+        self.figures.put(list(figures))
 
     def is_ready(self, model: str, version: int | None = None) -> bool:
         return model in self.models and version in (None, 1)

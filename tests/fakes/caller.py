@@ -40,8 +40,13 @@ class FakeCaller:
     def call(self, model: str, version: int | None, request: InferRequest) -> Responses:
         raise NotImplementedError
 
-    async def load_by_name(self, model: str, config: Mapping[str, Any] | None = None) -> None:
+    async def load_by_name(
+        self,
+        model: str,
+        config: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
         raise NotImplementedError
 
-    async def unload_by_name(self, model: str) -> None:
+    async def unload_by_name(self, model: str, *, dependents: bool = False) -> None:
         raise NotImplementedError

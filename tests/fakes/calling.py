@@ -33,11 +33,10 @@ class OtherModels:
         parameters: Mapping[str, Any] | None = None,
     ) -> Lease:
         if model in self.answering:
-            return cast("Lease", SimpleNamespace(generation=SimpleNamespace(host=None)))
+            return _leased(None)
         if model not in self.models:
             raise ModelNotFoundError(f"Request for unknown model: '{model}' is not found")
-        host = self.models[model][1]
-        return cast("Lease", SimpleNamespace(generation=SimpleNamespace(host=host)))
+        return _leased(self.models[model][1])
 
     def infer(self, gen: Generation, request: InferRequest) -> asyncio.Future[InferResponse]:
         raise NotImplementedError("models do not ask so")
@@ -66,10 +65,23 @@ class OtherModels:
             await asyncio.sleep(0.005)
         self.leases -= 1
 
-    async def load_by_name(self, model: str, config: Mapping[str, Any] | None = None) -> None:
+    async def load_by_name(
+        self,
+        model: str,
+        config: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
         if model == "broken":
             raise ModelNotFoundError("failed to load 'broken', no such model")
-        self.told.append(("load", model, config))
+        self.told.append(("load", model, (config, dict(files)) if files else config))
 
-    async def unload_by_name(self, model: str) -> None:
-        self.told.append(("unload", model, None))
+    async def unload_by_name(self, model: str, *, dependents: bool = False) -> None:
+        self.told.append(("unload", model, dependents or None))
+
+
+def _leased(host: Host | None) -> Lease:
+    return cast("Lease", SimpleNamespace(generation=SimpleNamespace(host=host, says_ready=_yes)))
+
+
+async def _yes() -> bool:
+    return True

@@ -201,6 +201,12 @@ class FakeHost:
     async def memory(self) -> Memory:
         return dict((self.asleep or {}) if self.sleeping else self.measured)
 
+    def figures(self) -> Sequence[bytes]:
+        return ()
+
+    async def ready(self) -> bool:
+        return True
+
     async def sleep(self) -> None:
         assert "stop" not in self.calls and not self.sleeping and not self._running
         self.calls.append("sleep")

@@ -13,7 +13,7 @@ from repository.errors import (
 )
 from repository.lifecycle.generation import Generation, Trigger
 from repository.lifecycle.states import Event, State
-from repository.reports import AdapterView
+from repository.reports import AdapterView, CacheReport, Lookups
 from repository.repository import DeviceReport
 from server.metrics import names
 from server.metrics.http import Metrics
@@ -83,6 +83,8 @@ def fill(shown: Shown) -> None:
     walk(good, *RISE)
     at("cuda:0", good).measured = {"cuda:0": {"weights": 5}}
     good.batcher = batcher(1, 1)
+    good.lookups = Lookups(3, 1, 0.003, 0.002)
+    shown.models.kept = CacheReport(1000, 100, 1, 2)
     shown.served(good, queue_s=0.001, compute_s=0.002, batch_size=2)
     shown.metrics.meter.wrote("m", 1, prompt_tokens=3, completion_tokens=2, first_s=0.02)
     old = shown.watched(newborn(spec("m"), 2, trigger=Trigger.RESTART))

@@ -31,6 +31,7 @@ from repository.messages import InferRequest, InferResponse, Loaded
 from repository.names import check_name
 from repository.reports import (
     AdapterView,
+    CacheReport,
     DeviceReport,
     DryRun,
     GpuUse,
@@ -368,6 +369,9 @@ class FakeRepository(Repository):
 
     def host(self) -> HostReport:
         return HostReport(0.25, 16 << 30, 4 << 30)
+
+    def cache(self) -> CacheReport | None:
+        return None
 
     @property
     def skills(self) -> frozenset[Skill]:

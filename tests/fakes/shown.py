@@ -8,7 +8,7 @@ from pathlib import Path
 from repository.errors import ModelNotFoundError
 from repository.lifecycle.generation import Generation
 from repository.lifecycle.status import ModelStatus, describe
-from repository.reports import AdapterView, HostReport
+from repository.reports import AdapterView, CacheReport, HostReport
 from repository.repository import DeviceReport, Repository
 from repository.snapshot import ModelFolder
 
@@ -20,6 +20,7 @@ class ShownRepository(Repository):
         self.folders: dict[str, ModelFolder] = {}
         self.of_models: dict[str, list[AdapterView]] = {}  # model -> its adapters
         self.reports: list[DeviceReport] = []
+        self.kept: CacheReport | None = None
         self.is_ready = True
 
     def put(self, *generations: Generation) -> None:
@@ -63,6 +64,9 @@ class ShownRepository(Repository):
 
     def host(self) -> HostReport:
         return HostReport(0.25, 8 * 2**30, 2**30)
+
+    def cache(self) -> CacheReport | None:
+        return self.kept
 
     @property
     def ready(self) -> bool:

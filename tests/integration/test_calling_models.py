@@ -8,7 +8,13 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from repository.errors import InvalidTensorError, ModelNotFoundError, VersionNotFoundError
+from repository.errors import (
+    InvalidRequestError,
+    InvalidTensorError,
+    ModelNotFoundError,
+    UnsupportedRequestError,
+    VersionNotFoundError,
+)
 from repository.messages import InferRequest
 from repository.repository import Options, Repository
 from repository.tensors import Tensor
@@ -71,6 +77,25 @@ async def test_whatever_is_wrong_is_what_the_answers_end_with(tmp_path):
             with pytest.raises(error):
                 await told(models.call(model, version, asked))
         assert models.status("one").generations[0].leases == 0
+
+
+async def test_a_model_brings_files_to_another_only_where_that_is_allowed(tmp_path):
+    files = {"1/model.onnx": (tmp_path / "seven.onnx")}
+    add_onnx(files["1/model.onnx"], 7.0)
+    brought = {name: path.read_bytes() for name, path in files.items()}
+    async with serving(tmp_path) as models:
+        with pytest.raises(UnsupportedRequestError, match="--allow-file-override"):
+            await models.load_by_name("one", {}, brought)
+    async with serving(tmp_path, allow_files=True) as models:
+        with pytest.raises(InvalidRequestError, match="needs the config"):
+            await models.load_by_name("one", None, brought)
+        await models.load_by_name("one", {"backend": "onnxruntime"}, brought)
+        assert await told(models.call("one", None, request())) == [7.0]
+        await models.load("both")
+        await models.unload_by_name("one")
+        await models.load("both")
+        await models.unload_by_name("both", dependents=True)
+        assert models.status("ten").state == "unloaded"
 
 
 async def test_who_closes_his_answers_lets_go(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import logging
 import subprocess
 import sys
 import threading
@@ -178,6 +179,16 @@ async def test_a_gpu_model_goes_into_a_process_unless_it_insists(tmp_path):
     assert isinstance(make_host(gpu, default_host="inline", **told), ProcessHost)
     with pytest.raises(LoadFailedError, match="inline is for CPU models only"):
         make_host(of_device(spec, "cuda:0", host="inline"), default_host="process", **told)
+
+
+async def test_a_worker_is_as_verbose_as_the_server_when_it_is_made(tmp_path, caplog):
+    spec = models.spec_of(models.add_onnx(tmp_path / "m/1/model.onnx"))
+    told = {"zygotes": Zygotes(), "state_dir": tmp_path, "default_host": "process"}
+    found = []
+    for level in (logging.INFO, logging.DEBUG):
+        caplog.set_level(level)
+        found.append(make_host(spec, **told)._extra["log_verbose"])
+    assert found == [False, True]
 
 
 def test_the_front_imports_no_framework():

@@ -369,4 +369,7 @@ async def test_what_is_not_honoured_is_in_the_models_status_while_it_serves(root
         assert status.serving_version == 1
         (problem,) = problems_of(models, "m")
         assert problem.warning and problem.where == "m/config.pbtxt:1"
-        assert "'response_cache' is not honoured: every request is run" in problem.message
+        assert problem.message == (
+            "'response_cache': every request is run, unless the server is started with "
+            "--response-cache-size"
+        )

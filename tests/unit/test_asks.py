@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from repository import asks
 from repository.asks import AskLine
 from repository.config import Batching, ModelConfig
 from repository.errors import (
@@ -187,6 +188,37 @@ async def test_answers_keep_the_order_of_the_requests_where_that_is_asked_for() 
 
     await asyncio.gather(hear("slow", slow), hear("quick", quick), third)
     assert heard == ["slow"] * 5 + ["quick"] and third.done()
+
+
+async def test_of_who_must_wait_so_many_answers_count_as_read_and_every_one_is_told_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(asks, "MOST_AHEAD", 5)
+    host = FakeHost(slots=2, answers=counted, token_s=1.0)
+    queue = line(host, 0, preserve_ordering=True)
+    slow, quick = queue.open(ask(10)), queue.open(ask(20))
+    await asyncio.sleep(0)
+    told: list[float] = []
+    quick.on_read = lambda response: told.extend(rows_of(response))
+    await asyncio.sleep(8.5)
+    assert told == [0, 1, 2, 3, 4]
+    assert await every(slow) == list(range(10))
+    assert await every(quick) == list(range(20)) == told
+
+
+async def test_of_large_answers_that_must_wait_few_count_as_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(asks, "MOST_AHEAD_BYTES", 8)
+    queue = line(FakeHost(slots=2, answers=counted, token_s=1.0), 0, preserve_ordering=True)
+    slow, quick = queue.open(ask(10)), queue.open(ask(5))
+    await asyncio.sleep(0)
+    told: list[float] = []
+    quick.on_read = lambda response: told.extend(rows_of(response))
+    await asyncio.sleep(9)
+    assert told == [0, 1]
+    slow.close()
+    assert await every(quick) == list(range(5)) == told
 
 
 async def test_who_leaves_holds_up_nobody_behind_it() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from repository.errors import (
     InvalidRequestError,
     ModelNotFoundError,
     QueueFullError,
+    RequestCancelledError,
     WorkerDiedError,
 )
 from repository.hosts import frames
@@ -204,3 +207,76 @@ async def test_a_worker_that_answers_what_nobody_asked_is_lost() -> None:
         ends.ask(tensor(1))
         await ends.until(lambda: bool(ends.lost))
         assert "which nobody asked" in ends.lost[0]
+
+
+def dead(answer: Callable[[], Any]) -> str:
+    """What a call came to that was not to be answered."""
+    try:
+        answer()
+    except RequestCancelledError as error:
+        return str(error)
+    return "it was answered"
+
+
+async def test_when_all_requests_of_a_group_are_cancelled_so_is_what_was_asked_for_them() -> None:
+    there: list[Ends] = []
+    opened: list[Responses] = []
+    heard: list[str] = []
+
+    def act(asked: Sequence[Asked]) -> None:
+        call = there[0].talk.others.call("other", None, asked[0].request)
+        heard.append(dead(lambda: next(call)))
+        late = there[0].talk.others.call("quick", None, asked[0].request)
+        heard.append(dead(lambda: list(late)))
+        echo(asked)
+
+    def silent(request: InferRequest) -> Responses:
+        opened.append(Responses(request))
+        return opened[-1]
+
+    async with talking(act) as ends:
+        there.append(ends)
+        ends.caller.answering |= {"other": silent, "quick": many(1, [])}
+        (one, two), returned = ends.ask(tensor(1), tensor(2))
+        await ends.until(lambda: bool(opened))
+        one.close()
+        await ends.until(lambda: any(r.cancelled for r in ends.talk._open.values()))
+        assert not opened[0].over and not heard
+        two.close()
+        async with asyncio.timeout(10):
+            await returned
+        assert heard == ["the request that this call was made for was cancelled", "it was answered"]
+        await ends.until(lambda: opened[0].over and not ends.channel._calls._tasks)
+        assert not ends.talk.others._behind and not ends.talk.others._open
+
+
+async def test_a_call_from_a_thread_of_the_models_own_belongs_to_nobody() -> None:
+    there: list[Ends] = []
+    opened: list[Responses] = []
+    found: SimpleQueue[Any] = SimpleQueue()
+
+    def act(asked: Sequence[Asked]) -> None:
+        others, request = there[0].talk.others, asked[0].request
+        thread = threading.Thread(
+            target=lambda: found.put(list(others.call("other", None, request)))
+        )
+        thread.start()
+        kept.append((asked[0], thread))
+
+    def later(request: InferRequest) -> Responses:
+        opened.append(Responses(request))
+        return opened[-1]
+
+    kept: list[Any] = []
+    async with talking(act) as ends:
+        there.append(ends)
+        ends.caller.answering["other"] = later
+        (asked,), _ = ends.ask(tensor(1))
+        await ends.until(lambda: bool(opened))
+        asked.close()
+        await ends.until(lambda: kept[0][0].reply.cancelled)
+        opened[0].tell(InferResponse([]))
+        opened[0].end()
+        assert len(await asyncio.to_thread(found.get, timeout=10)) == 1
+        kept[0][0].reply.end()
+        kept[0][1].join(10)

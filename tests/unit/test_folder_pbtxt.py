@@ -171,7 +171,7 @@ def test_mistakes_are_told_with_their_line(text: str, where: str, message: str) 
             2,
             "dynamic_batching.priority_queue_policy",
         ),
-        ("\nresponse_cache { enable: true }", 2, "response_cache"),
+        ("\nmodel_operations { op_library_filename: 'x' }", 2, "model_operations"),
         (
             "backend: 'python'\nparameters { key: 'EXECUTION_ENV_PATH' value { string_value: 'x' } }",
             2,

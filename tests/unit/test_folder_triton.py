@@ -216,6 +216,7 @@ def test_a_python_model_gets_all_its_parameters() -> None:
 
 def test_the_rest_of_what_is_honoured() -> None:
     assert value("model_transaction_policy { decoupled: true }", "decoupled") is True
+    assert value("response_cache { enable: true }", "response_cache") is True
     tags = "metric_tags { key: 'team' value: 'vision' }"
     assert value(tags, "metric_tags") == {"team": "vision"}
     layer = read("metric_tags { key: 'a b' value: 'c' }")
@@ -271,7 +272,6 @@ def test_a_warm_up_that_is_not_whole_is_refused(inputs: str, why: str) -> None:
         f"input {{ {X} is_non_linear_format_io: true }}",
         f"output {{ {X} is_shape_tensor: true }}",
         "cc_model_filenames { key: '7.5' value: 'model.plan' }",
-        "response_cache { enable: true }",
         "model_operations { op_library_filename: 'libmine.so' }",
         "model_repository_agents { agents { name: 'checksum' } }",
         "model_metrics { metric_control { metric_identifier { family: 'nv_x' } } }",

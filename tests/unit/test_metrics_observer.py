@@ -22,6 +22,7 @@ from repository.errors import (
 )
 from repository.lifecycle.generation import Generation, Trigger
 from repository.lifecycle.states import Event
+from repository.reports import CacheReport, Lookups
 from repository.spec import FileStamp
 from server.metrics import reading
 from server.metrics.observer import reason_of
@@ -126,6 +127,34 @@ async def test_executions_survive_the_generation_that_counted_them(shown: Shown)
     new.batcher = batcher(1, 2)
     assert await shown.value("inference_executions_total", model="m") == 6
     assert await shown.value("inference_samples_total", model="m") == 22
+
+
+async def test_answers_that_are_kept_are_counted_where_there_are_any(shown: Shown) -> None:
+    old, plain = shown.watched(newborn(spec("m"), 1)), shown.watched(newborn(spec("plain"), 2))
+    for gen in (old, plain):
+        walk(gen, *RISE)
+        gen.batcher = batcher(1, 1)
+    old.lookups = Lookups(3, 2, 0.003, 0.002)
+    for name in ("response_cache_hits_total", "nv_cache_num_hits_per_model"):
+        assert await shown.value(name, model="m") == 3
+        assert await shown.value(name, model="plain") is None
+    assert await shown.value("response_cache_bytes") is None
+    shown.models.kept = CacheReport(1000, 100, 7, 2)
+    assert await shown.value("response_cache_limit_bytes") == 1000
+    assert await shown.value("response_cache_bytes") == 100
+    assert await shown.value("response_cache_entries") == 7
+    assert await shown.value("response_cache_evictions_total") == 2
+    old.retire("replaced by #3")
+    walk(old, *LEAVE)
+    new = shown.watched(newborn(spec("m"), 3))
+    walk(new, *RISE)
+    new.batcher, new.lookups = batcher(1, 1), Lookups(1, 1, 0.001, 0.001)
+    assert await shown.value("response_cache_hits_total", model="m") == 4
+    assert await shown.value("response_cache_misses_total", model="m") == 3
+    assert await shown.value("nv_cache_num_hits_per_model", model="m") == 4
+    assert await shown.value("nv_cache_num_misses_per_model", model="m") == 3
+    assert await shown.value("nv_cache_hit_duration_per_model", model="m") == 4000
+    assert await shown.value("nv_cache_miss_duration_per_model", model="m") == 3000
 
 
 async def test_the_lag_of_a_watched_change_is_from_its_newest_file_to_ready(shown: Shown) -> None:

@@ -67,7 +67,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
         "crash_limit": "5", "allow_cpu_fallback": "on", "metrics_port": "8002",
         "triton_metrics": "off", "model_repository": "/a:/b", "allow_grpc": "off", "grpc_port": "9",
         "grpc_max_message": "1MiB", "model_load_retry_count": "2", "allow_client_shm": "on",
-        "disable_auto_complete_config": "on", "allow_file_override": "on",
+        "disable_auto_complete_config": "on", "allow_file_override": "on", "response_cache_size": "1MiB",
     }  # fmt: skip
     values = {key: samples.get(key, "/text") for key in FIELDS}
     environ = {f"MODELDEPOT_{key.upper()}": value for key, value in values.items()}

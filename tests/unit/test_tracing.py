@@ -20,7 +20,7 @@ from server.refusals import UnsupportedError
 from server.triton.sinks import sink_of
 from server.triton.trace_settings import start_of
 from server.triton.tracefile import TraceFile, line_of
-from server.triton.tracing import MOST_VALUES, Record, Tracer, moments_of
+from server.triton.tracing import MOST_BYTES, MOST_VALUES, Record, Tracer, moments_of
 from tests.fakes.repository import FakeRepository
 
 TIMES = Times(duration_s=0.1, input_s=0.01, queue_s=0.02, compute_s=0.03, output_s=0.02)
@@ -273,3 +273,12 @@ def test_tracing_without_a_file_or_with_one_that_cannot_be_is_no_start(tmp_path:
     with pytest.raises(ConfigError, match="No such file or directory"):
         sink_of(start_of([f"file={tmp_path}/no/t"]))
     assert sink_of(start_of([])) is None
+
+
+def test_of_a_long_text_only_the_beginning_is_told() -> None:
+    class Long(Asked):
+        inputs = (Tensor.of("x", np.array([b"a" * 10_000, b"b"], object)),)
+
+    scene = Scene("level=TENSORS", "level=TIMESTAMPS", "rate=1")
+    (record,) = scene.ends(of=Long)
+    assert record.tensors[0]["data"] == ["a" * MOST_BYTES, "b"]

@@ -91,6 +91,36 @@ def test_what_nobody_knows_or_may_pass_over_is_an_error(args: list[str]) -> None
         serve.make_context("serve", args)
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--cache-config", "local,size=1048576"], ["--cache-config=local,size=1048576"],
+        ["--response-cache-byte-size=1048576"], ["--response-cache-byte-size", "1048576"],
+        ["--response-cache-size", "1MiB"],
+    ],
+)  # fmt: skip
+def test_their_cache_is_ours(args: list[str]) -> None:
+    settings, unused = given(*args)
+    assert settings.response_cache_size == 1 << 20 and unused == ()
+    assert options_of(settings).response_cache == 1 << 20
+    assert options_of(Settings()).response_cache == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("redis,host=x", "the only cache of this server is 'local', not 'redis'"),
+        ("local", "must be local,size=BYTES"),
+        ("local,size=", "must be local,size=BYTES"),
+        ("local,path=x", "must be local,size=BYTES"),
+        ("", "the only cache"),
+    ],
+)
+def test_another_cache_is_an_error(said: str, why: str) -> None:
+    with pytest.raises(click.UsageError, match=why):
+        translated([f"--cache-config={said}"])
+
+
 def test_no_flag_of_ours_is_passed_over() -> None:
     for name in FIELDS:
         for flag in (name.replace("_", "-"), *FIELDS[name].also):

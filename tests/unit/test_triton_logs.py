@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -34,8 +35,11 @@ class Scene:
 
 
 @pytest.fixture
-def scene() -> Scene:
-    return Scene()
+def scene() -> Iterator[Scene]:
+    """pytest listens to loggers that do not propagate with handlers that other tests have too."""
+    scene = Scene()
+    yield scene
+    scene.settings.undo()
 
 
 def test_it_shows_how_the_server_was_started(scene: Scene) -> None:
@@ -72,6 +76,7 @@ def test_a_server_that_was_started_quiet_can_be_made_to_talk() -> None:
     scene = Scene(logging.ERROR)
     scene.settings.update({"log_info": True, "log_warning": True})
     assert scene.says() == ["info", "warning", "error", "critical"]
+    scene.settings.undo()
 
 
 def test_tritons_formats_are_taken(scene: Scene) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from repository.errors import InvalidRequestError
+from repository.reports import Lookups
 from server.codecs.v2_paths import Route
 from server.metrics.tally import MOST_ANSWERS, Tallies
 from server.triton.stats import NOTHING, stats_of
@@ -76,6 +77,28 @@ def test_times_are_nanoseconds_of_the_requests_that_succeeded(scene: Scene) -> N
     assert told["compute_input"]["count"] == told["compute_output"]["count"] == 2
     assert told["cache_hit"] == told["cache_miss"] == NOTHING
     assert found["last_inference"] > 1_700_000_000_000
+
+
+def test_who_was_answered_without_the_model_counts_as_success_and_not_as_computed(
+    scene: Scene,
+) -> None:
+    scene.tallies.done("m", 2, "success", duration_s=0.5, input_s=0.125, output_s=0.125)
+    scene.tallies.done(
+        "m", 2, "success", duration_s=0.5, input_s=0.25, compute_s=0.125, output_s=0.5
+    )
+    scene.count("m", {1: [1, 0.125]})
+    (gen,) = [g for g in scene.models.generations["m"] if g.spec.version == 2]
+    gen.lookups = Lookups(1, 1, 0.25, 0.5)
+    scene.tallies.ran("m", 2, 2, 2, lookups=Lookups(2, 0, 0.5, 0.0))
+    (found,) = scene.stats(Route("m", 2))
+    told = found["inference_stats"]
+    assert told["success"]["count"] == told["queue"]["count"] == 2
+    assert told["compute_input"] == {"count": 1, "ns": 250_000_000}
+    assert told["compute_infer"] == {"count": 1, "ns": 125_000_000}
+    assert told["compute_output"] == {"count": 1, "ns": 500_000_000}
+    assert told["cache_hit"] == {"count": 3, "ns": 750_000_000}
+    assert told["cache_miss"] == {"count": 1, "ns": 500_000_000}
+    assert found["inference_count"] == 3
 
 
 def test_executions_are_told_by_their_rows_those_of_ended_generations_too(scene: Scene) -> None:

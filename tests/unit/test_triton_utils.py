@@ -256,16 +256,20 @@ def test_models_are_loaded_unloaded_and_looked_at(pb: ModuleType, others: FakeOt
     assert not pb.is_model_ready("double", "2") and not pb.is_model_ready(model_name="gone")
     pb.load_model(model_name="a", config='{"max_batch_size": 2}')
     pb.load_model("b")
+    pb.load_model("c", "{}", files={"file:1/model.onnx": b"x"}, namespace="none")
     pb.unload_model(model_name="a", unload_dependents=True)
+    pb.unload_model("b")
     assert others.done == [
         ("load", "a", '{"max_batch_size": 2}'),
         ("load", "b", ""),
-        ("unload", "a"),
+        ("load", "c", "{}", "1/model.onnx"),
+        ("unload", "a", "dependents"),
+        ("unload", "b"),
     ]
     with pytest.raises(pb.TritonModelException, match="failed to load"):
         pb.load_model("broken")
-    with pytest.raises(pb.TritonModelException, match="takes no files"):
-        pb.load_model("a", "{}", files={"file:1/model.onnx": b""})
+    with pytest.raises(pb.TritonModelException, match="content as bytes"):
+        pb.load_model("a", "{}", files={"file:1/model.onnx": "text"})
     with pytest.raises(pb.TritonModelException, match="no version"):
         pb.is_model_ready("double", "newest")
 
@@ -386,4 +390,4 @@ def test_metrics_count_in_the_worker(pb: ModuleType) -> None:
         (pb.MetricFamily.HISTOGRAM, [2, 1], "ascend"),
     ]:
         with pytest.raises(pb.TritonModelException, match=words):
-            pb.MetricFamily("h", "d", kind).Metric(buckets=buckets)
+            pb.MetricFamily("other", "d", kind).Metric(buckets=buckets)

@@ -4,6 +4,7 @@ Needs `trust_code`: it runs what is there.
     auto_complete_config(config)   static, optional: what its config file does not say
     initialize(args)               optional; `args` as Triton gives them, every value a text
     execute(requests)              see `running`
+    is_ready()                     optional: what it says of itself
     finalize()                     optional
 
 All of it runs on the worker's main thread; a model may begin threads of its own, and answer from them.
@@ -27,6 +28,7 @@ from repository.backends.base import Order
 from repository.backends.device_use import DeviceUse
 from repository.backends.triton import described, utils
 from repository.backends.triton.auto_complete import ModelConfig
+from repository.backends.triton.metrics import Book
 from repository.backends.triton.outgoing import Outgoing
 from repository.backends.triton.request import InferenceRequest
 from repository.backends.triton.running import Running
@@ -50,6 +52,7 @@ class TritonPythonBackend:
     def __init__(self) -> None:
         self._others: Others | None = None
         self._utils: ModuleType | None = None
+        self._book = Book()
         self._module: ModuleType | None = None
         self._model: Any = None
         self._running: Running | None = None
@@ -75,7 +78,8 @@ class TritonPythonBackend:
             )
         self._watch(order.device)
         verbose = bool(order.extra.get("log_verbose", 0))
-        self._utils = utils.make(order.model, order.path, self._others, verbose=verbose)
+        self._book = Book(self._others.show if self._others is not None else None)
+        self._utils = utils.make(order.model, order.path, self._others, self._book, verbose=verbose)
         utils.install(self._utils)
         self._share(str(order.extra.get("folder", "")))
         self._module = user_code.load_file(
@@ -98,13 +102,23 @@ class TritonPythonBackend:
             max_batch_size=config["max_batch_size"],
             platform=registry.entry(NAME).platform,
             details={"class": CLASS, "threads": order.threads, "triton_config": config},
-            abilities=("ask", "decoupled") if self._decoupled else ("ask",),
+            abilities=self._abilities(),
         )
 
     def validate(self, order: Order) -> None:
         """The file is read, not run: it compiles, and something in it has the class's name."""
         registry.check_options(NAME, order.config.options)
         user_code.check_file(order.path / (order.model_file or MODEL_FILE), CLASS)
+
+    def _abilities(self) -> tuple[str, ...]:
+        decoupled = ("decoupled",) if self._decoupled else ()
+        ready = ("ready",) if callable(getattr(self._model, "is_ready", None)) else ()
+        return ("ask", *decoupled, *ready)
+
+    def is_ready(self) -> bool:
+        """As `abilities.Asks`."""
+        assert self._running is not None, "load comes first"
+        return self._running.is_ready(self._model.is_ready)
 
     def ask(self, asked: Sequence[Asked]) -> None:
         """As `abilities.Asks`."""
@@ -214,6 +228,7 @@ class TritonPythonBackend:
         for way in list(self._ways):
             way.end(InferenceFailedError(UNLOADED))
         self._mourner.stop()
+        self._book.close()
         if self._shared in sys.path:
             sys.path.remove(self._shared)
         module, self._module = self._module, None

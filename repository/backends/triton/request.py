@@ -58,7 +58,7 @@ class InferenceTrace:
 
 class InferenceRequest:
     """`inputs` to `model_name` must be given. `model_version` -1: the newest. `timeout`: microseconds,
-    0 for none. `correlation_id`: of a sequence; 0 or "": none."""
+    0 for none. `correlation_id`: of a sequence; 0 or "": none. `namespace`: there are none here."""
 
     others: ClassVar[Others | None] = None  # the module that a model imports has a class of its own
 
@@ -75,6 +75,7 @@ class InferenceRequest:
         preferred_memory: PreferredMemory | None = None,
         trace: InferenceTrace | None = None,
         parameters: Mapping[str, Any] | None = None,
+        namespace: str | None = None,
     ) -> None:
         if inputs is None or requested_output_names is None or model_name is None:
             raise TypeError(

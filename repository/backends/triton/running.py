@@ -11,6 +11,7 @@ Requests that the model has marked RESCHEDULE are run again, at once and by them
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import threading
 import traceback
@@ -46,6 +47,16 @@ class Running:
                 request.way().abandon()
             raise
 
+    def is_ready(self, says: Callable[[], Any]) -> bool:
+        """What the model's own `is_ready` says; it may be a coroutine. Raises what that raises, and
+        InferenceFailedError for what is no bool."""
+        said = says()
+        if inspect.isawaitable(said):
+            said = self._until_done_here(said)
+        if not isinstance(said, bool):
+            raise InferenceFailedError(f"is_ready() returned {_kind(said)}; it must return a bool")
+        return said
+
     def close(self) -> None:
         """Coroutines that still run are cancelled."""
         beside, self._beside = self._beside, None
@@ -61,10 +72,14 @@ class Running:
             if self._decoupled:
                 self._begin_beside(requests, returned)
                 return []
-            if self._runner is None:
-                self._runner = asyncio.Runner()
-            returned = self._runner.run(_awaited(returned))
+            returned = self._until_done_here(returned)
         return self._settle(requests, returned)
+
+    def _until_done_here(self, execution: Awaitable[Any]) -> Any:
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        # As it is now, not as it was the first time: calls know from it whom they are made for.
+        return self._runner.run(_awaited(execution), context=contextvars.copy_context())
 
     def _begin_beside(self, requests: Requests, execution: Awaitable[Any]) -> None:
         if self._beside is None:

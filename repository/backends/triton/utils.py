@@ -18,16 +18,24 @@ from repository.backends.triton.answer import InferenceResponse
 from repository.backends.triton.auto_complete import ModelConfig
 from repository.backends.triton.errors import TritonError, TritonModelException, theirs
 from repository.backends.triton.logger import Logger, LogLevel
-from repository.backends.triton.metrics import Metric, MetricFamily, MetricKind
+from repository.backends.triton.metrics import Book, Metric, MetricFamily, MetricKind
 from repository.backends.triton.tensor import Tensor
 from repository.errors import RepositoryError
 
 NAME = "triton_python_backend_utils"
 NAMES = (NAME, "c_python_backend_utils")
+FILE = "file:"
 
 
-def make(model: str, folder: Path, others: Others | None, *, verbose: bool = False) -> ModuleType:
-    """`folder`: the version's. `others` None: other models cannot be asked."""
+def make(
+    model: str,
+    folder: Path,
+    others: Others | None,
+    book: Book | None = None,
+    *,
+    verbose: bool = False,
+) -> ModuleType:
+    """`folder`: the version's. `others` None: other models cannot be asked. `book`: what it counts."""
     module = ModuleType(NAME, "What models written for Triton's python backend import.")
     asking = _Asking(others)
     bound = {
@@ -35,6 +43,7 @@ def make(model: str, folder: Path, others: Others | None, *, verbose: bool = Fal
             "InferenceRequest", (request.InferenceRequest,), {"others": others}
         ),
         "Logger": type("Logger", (Logger,), {"model": model, "verbose": verbose}),
+        "MetricFamily": type("MetricFamily", (MetricFamily,), {"book": book or Book()}),
         "load_model": asking.load_model,
         "unload_model": asking.unload_model,
         "is_model_ready": asking.is_model_ready,
@@ -63,19 +72,32 @@ class _Asking:
         self._others = others
 
     def load_model(
-        self, model_name: str, config: str = "", files: Mapping[str, bytes] | None = None
+        self,
+        model_name: str,
+        config: str = "",
+        files: Mapping[str, bytes] | None = None,
+        namespace: str | None = None,
     ) -> None:
-        """Returns when it serves. `config`: JSON, in place of the one in its folder."""
-        if files:
-            raise TritonModelException(
-                "load_model() takes no files here; put them into the model's folder first"
-            )
-        self._try("load", model_name, config or None)
+        """Returns when it serves. `config`: JSON, in place of the one in its folder. `files`:
+        "file:PATH" -> content, in place of all that is in its folder; only with a config. `namespace`,
+        here and below: there are none."""
+        brought = {}
+        for name, content in (files or {}).items():
+            if not isinstance(name, str) or not isinstance(content, bytes | bytearray | memoryview):
+                raise TritonModelException('files is {"file:PATH": content}, the content as bytes')
+            brought[name.removeprefix(FILE)] = bytes(content)
+        self._try("load", model_name, config or None, brought)
 
-    def unload_model(self, model_name: str, unload_dependents: bool = False) -> None:
-        self._try("unload", model_name)
+    def unload_model(
+        self, model_name: str, unload_dependents: bool = False, namespace: str | None = None
+    ) -> None:
+        """Returns when it is gone. `unload_dependents`: of an ensemble, also the models that only it
+        needs."""
+        self._try("unload", model_name, bool(unload_dependents))
 
-    def is_model_ready(self, model_name: str, model_version: str = "") -> bool:
+    def is_model_ready(
+        self, model_name: str, model_version: str = "", namespace: str | None = None
+    ) -> bool:
         try:
             version = int(model_version) if model_version else None
         except ValueError as error:
@@ -130,7 +152,6 @@ SAME_FOR_ALL: dict[str, Any] = {
     "LogLevel": LogLevel,
     "MemoryType": request.MemoryType,
     "Metric": Metric,
-    "MetricFamily": MetricFamily,
     "MetricKind": MetricKind,
     "ModelConfig": ModelConfig,
     "NUMPY_TO_TRITON_TYPE": datatypes.NUMPY_TO_TRITON,

@@ -20,7 +20,7 @@ HONOURED = frozenset(
         "sequence_batching.max_sequence_idle_microseconds", "sequence_batching.iterative_sequence",
         "output.name", "output.data_type", "output.dims", "output.reshape", "output.label_filename",
         "input.name", "input.data_type", "input.dims", "input.reshape", "input.optional",
-        "input.format", "input.allow_ragged_batch", "optimization.graph.level",
+        "input.format", "input.allow_ragged_batch", "optimization.graph.level", "response_cache.enable",
     }
     | {f"instance_group.{name}" for name in _GROUP}
     | {f"sequence_batching.state.{name}" for name in _STATE}
@@ -34,7 +34,6 @@ INSTEAD = {
     "optimization.output_pinned_memory": "the server manages its own buffers",
     "instance_group.rate_limiter": "memory is planned, execution is not limited",
     "instance_group.passive": "the instance takes requests like the others",
-    "response_cache": "every request is run",
     "cc_model_filenames": "one file serves all GPUs: 'default_model_filename'",
     "model_repository_agents": "files are served as they lie there",
     "model_operations": "the model fails to load if it needs these libraries",

@@ -38,6 +38,7 @@ def repository(settings: Settings, mountinfo: Path = MOUNTINFO) -> list[Finding]
             gpus=None,
             config_name=settings.model_config_name or "",
             completes=not settings.disable_auto_complete_config,
+            caches=bool(settings.response_cache_size),
         ).scan()
     except OSError as error:
         todo = f"let user id {os.geteuid()} list and read it"
