@@ -231,7 +231,7 @@ async def test_who_does_not_read_is_not_written_to() -> None:
         await call.write(asking(model="many"))
         asked = await models.nth(0)
         big = InferResponse([Tensor.of("y", np.zeros(size, np.uint8))])
-        for _ in range(50):
+        for _ in range(100):
             asked.tell(big)
         await call.read()
         before = -1
@@ -239,8 +239,8 @@ async def test_who_does_not_read_is_not_written_to() -> None:
             before = asked.waiting
             for _ in range(50):
                 await asyncio.sleep(0.001)
-        assert asked.waiting > 30
-        for _ in range(49):
+        assert asked.waiting > 50  # sockets and windows hold a few tens of MiB
+        for _ in range(99):
             await call.read()
         assert asked.waiting == 0
 
