@@ -16,19 +16,17 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from repository.adapters.orders import ROW_ADAPTERS
 from repository.batching import one_answer
 from repository.cache import ResponseCache, Shelf, key_of
 from repository.errors import RepositoryError
+from repository.lines import Line
 from repository.messages import InferRequest, InferResponse
 from repository.prompt import Prompt, error_of, listen, own
 from repository.reports import Lookups
 from repository.responding import Responses
-
-if TYPE_CHECKING:
-    from repository.entrance import Line
 
 ON_LOOP = 64 * 1024  # bytes of a request
 STOPPED = "the model was stopped before it answered; ask again"
@@ -51,7 +49,7 @@ class Later(Prompt[InferResponse]):
 
 
 class Cached:
-    """A `Line` (`repository.entrance`). What it counts as executions are the model's own.
+    """A `Line` (`repository.lines`). What it counts as executions are the model's own.
 
     lookups   what became of the requests that were looked up
     ordered   answers are to keep the order of their requests

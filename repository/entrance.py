@@ -3,11 +3,9 @@ model."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 from repository.asks import AskLine
 from repository.batching import Batcher
@@ -16,51 +14,14 @@ from repository.cached import Cached
 from repository.hosts.base import Host
 from repository.hosts.ensemble import EnsembleHost
 from repository.lifecycle.generation import Generation
-from repository.messages import InferRequest, InferResponse, Loaded
+from repository.lines import Line
+from repository.messages import Loaded
 from repository.passing import Passing
-from repository.responding import Responses
 from repository.sequences.book import Strategy
 from repository.sequences.line import SequenceLine
 from repository.sequences.oldest import instances_of
 from repository.sequences.strategy import strategy_of, within
 from repository.spec import ModelSpec
-
-
-class Line(Protocol):
-    """Where requests to one generation wait for their turn.
-
-    executions, samples   what was given to the model, and the rows in it
-    batches               rows of an execution -> how many there were, and their seconds
-    """
-
-    @property
-    def executions(self) -> int: ...
-
-    @property
-    def samples(self) -> int: ...
-
-    @property
-    def batches(self) -> dict[int, list[float]]: ...
-
-    @property
-    def queue_length(self) -> int: ...
-
-    @property
-    def in_flight(self) -> int: ...
-
-    def submit(self, request: InferRequest) -> asyncio.Future[InferResponse]:
-        """As `Batcher.submit`."""
-        ...
-
-    def open(self, request: InferRequest) -> Responses:
-        """The same for one that may have any number of answers. Raises as `submit`."""
-        ...
-
-    def room(self, size: int) -> memoryview | None: ...
-
-    def close(self, cause: BaseException) -> None:
-        """What waits and what runs fails with `cause`, and so does whatever comes later."""
-        ...
 
 
 def entrance(spec: ModelSpec, host: Host, loaded: Loaded, *, max_queue: int) -> Line:

@@ -16,7 +16,7 @@ STOPPED = "the ensemble was stopped before it answered; ask again"
 
 
 class Passing:
-    """A `Line` (`repository.entrance`). An execution is one request."""
+    """A `Line` (`repository.lines`). An execution is one request."""
 
     def __init__(self, host: EnsembleHost, loaded: Loaded) -> None:
         self.executions = 0

@@ -221,7 +221,7 @@ class ModelDepot(Litestar):
             if scope["method"] == "POST" and is_infer(path) and "//" not in path:
                 await self._infer(scope, receive, send)
             elif (raw := self._raw(path)) is not None:
-                await raw(scope, receive, Answer(send, request_id_of(scope)))
+                await raw(scope, receive, Answer(send, request_id_of(scope["headers"])))
             else:
                 await self._manage(scope, receive, send)
         elif kind == "lifespan":
@@ -258,7 +258,7 @@ class ModelDepot(Litestar):
             return
         changes = method not in ("GET", "HEAD", "OPTIONS")
         client = ""  # who is counted at the turnstile, once let in
-        answer = Answer(send, request_id_of(scope))
+        answer = Answer(send, request_id_of(scope["headers"]))
         if (raw := self._raw(path)) is not None:
             await raw(scope, receive, answer)
             return

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import secrets
+from typing import Any
 
+from litestar import Response
 from litestar.types import Message, Scope, Send
 
 from repository.errors import RepositoryError
 from server import errors
-from server.auth import Key
+from server.auth import Headers, Key
 from server.limits import ASKED
 from server.shapes import shape
 
@@ -35,9 +37,14 @@ class Answer:
         await self._send(message)
 
 
-def request_id_of(scope: Scope) -> str:
-    """The client's own, if it is printable and short enough; else a new one."""
-    for name, value in scope["headers"]:
+def told(body: Any, status: int = 200) -> Response[bytes]:
+    """Compact JSON."""
+    return Response(errors.encode(body), status_code=status, media_type="application/json")
+
+
+def request_id_of(headers: Headers) -> str:
+    """The client's own, if it is printable and short enough; else a new one. Names in lower case."""
+    for name, value in headers:
         if name == REQUEST_ID and 0 < len(value) <= REQUEST_ID_LONGEST:
             text = value.decode("latin-1")
             if text.isascii() and text.isprintable():

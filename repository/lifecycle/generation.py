@@ -26,8 +26,8 @@ from repository.tensors import Tensor
 if TYPE_CHECKING:
     from repository.adapting.fitting import Fitting
     from repository.adapting.rows import RowAdapters
-    from repository.entrance import Line
     from repository.hosts.base import Host
+    from repository.lines import Line
     from repository.reports import Lookups
     from repository.signature import Signature
     from repository.streaming import Streams

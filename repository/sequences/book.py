@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
 from repository.lifecycle.generation import Lease
+from repository.lines import Counting
 from repository.messages import InferRequest, InferResponse
 from repository.queueing import Waiting
 from repository.responding import Responses
@@ -94,26 +95,14 @@ class Book(Protocol):
     def ran(self, turn: Turn, outcome: Outcome) -> None: ...
 
 
-class Strategy(Protocol):
+class Strategy(Counting, Protocol):
     """Who has a place, and when what runs.
 
     waiting   turns that have begun and wait for their batch
     """
 
     @property
-    def executions(self) -> int: ...
-
-    @property
-    def samples(self) -> int: ...
-
-    @property
-    def batches(self) -> dict[int, list[float]]: ...
-
-    @property
     def waiting(self) -> int: ...
-
-    @property
-    def in_flight(self) -> int: ...
 
     def seat(self, sequence: OpenSequence) -> bool:
         """Gives it a place; false: none is free."""

@@ -6,39 +6,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Protocol, cast
+from typing import cast
 
 from repository.hosts.base import Host
+from repository.lines import Line
 from repository.messages import InferRequest, InferResponse
 from repository.prompt import error_of, listen
 from repository.responding import Responses
 from repository.sequences.book import Book, OpenSequence, Place, Turn
 from repository.sequences.following import Following
-
-
-class Front(Protocol):
-    """The line in front of one instance, as `repository.entrance` has it."""
-
-    @property
-    def executions(self) -> int: ...
-
-    @property
-    def samples(self) -> int: ...
-
-    @property
-    def batches(self) -> dict[int, list[float]]: ...
-
-    @property
-    def queue_length(self) -> int: ...
-
-    @property
-    def in_flight(self) -> int: ...
-
-    def submit(self, request: InferRequest) -> asyncio.Future[InferResponse]: ...
-
-    def open(self, request: InferRequest) -> Responses: ...
-
-    def close(self, cause: BaseException) -> None: ...
 
 
 class OneOf:
@@ -71,7 +47,7 @@ class Oldest:
 
     def __init__(
         self,
-        lines: Iterable[Front],
+        lines: Iterable[Line],
         candidates: int,
         book: Book,
         clock: Callable[[], float],

@@ -9,11 +9,12 @@ import msgspec
 
 from repository.config import Batching, ModelConfig, Sequences
 from repository.hosts.base import Host
+from repository.lines import Line
 from repository.messages import Loaded
 from repository.sequences.book import Strategy
 from repository.sequences.direct import Direct
 from repository.sequences.line import SequenceLine
-from repository.sequences.oldest import Front, Oldest
+from repository.sequences.oldest import Oldest
 
 MOST_CANDIDATES = 1024  # of an instance, where the config does not say
 
@@ -35,7 +36,7 @@ def strategy_of(
     host: Host,
     config: ModelConfig,
     loaded: Loaded,
-    lines: Iterable[Front],
+    lines: Iterable[Line],
     clock: Callable[[], float] = time.perf_counter,
 ) -> Strategy:
     """`lines`: one in front of each instance, made with `within`; only `oldest` has a use for them."""

@@ -24,6 +24,7 @@ from repository.repository import Repository
 from server import errors
 from server.codecs.v2_paths import Route, model_of
 from server.limits import StrictRequest, said_in
+from server.replies import told
 from server.triton import metadata
 from server.triton.config import config_of, message
 from server.triton.stats import stats_of
@@ -36,7 +37,7 @@ Reply = Response[bytes]
 # Any: the app's own type, whichever it is; a Protocol cannot be checked when a request comes.
 @get("/", sync_to_thread=False)
 def server_metadata(info: NamedDependency[Any]) -> Reply:
-    return _told(metadata.server_of(info))
+    return told(metadata.server_of(info))
 
 
 @get("/health/live", sync_to_thread=False)
@@ -61,21 +62,21 @@ async def model(
     path = request.scope["path"]
     try:
         if path == ALL_STATS:
-            return _told(stats_of(models, metrics.meter, None))
+            return told(stats_of(models, metrics.meter, None))
         verb = next((verb for verb in VERBS if path.endswith(verb) and model_of(path, verb)), "")
         route = model_of(path, verb)
         if route is None:
             raise errors.NoSuchPathError("Not Found")
         if verb == STATS:
-            return _told(stats_of(models, metrics.meter, route))
+            return told(stats_of(models, metrics.meter, route))
         if verb == CONFIG:
             await asyncio.to_thread(message)  # the first time it imports protobuf's classes
-            return _told(config_of(models, route))
+            return told(config_of(models, route))
         if verb == TRACE:
-            return _told(_traced(tracer, route))
+            return told(_traced(tracer, route))
         if verb == READY:
             return await _model_ready(models, route)
-        return _told(metadata.model_of(models, route))
+        return told(metadata.model_of(models, route))
     except (RepositoryError, errors.ServerError) as error:
         return _refused(error)
 
@@ -89,7 +90,7 @@ async def change_model(
     route = model_of(request.scope["path"], TRACE)
     if route is None:
         raise errors.WrongVerbError("GET")
-    return _told(tracer.update(_whole(route), await said_in(request)))
+    return told(tracer.update(_whole(route), await said_in(request)))
 
 
 def _traced(tracer: Any, route: Route) -> dict[str, Any]:
@@ -112,12 +113,8 @@ async def _model_ready(models: Repository, route: Route) -> Reply:
     except ModelNotReadyError:
         ready = False
     if not ready:
-        return _told({"error": "Model version not ready"}, status=400)
+        return told({"error": "Model version not ready"}, status=400)
     return _empty(200)
-
-
-def _told(body: Any, status: int = 200) -> Reply:
-    return Response(errors.encode(body), status_code=status, media_type="application/json")
 
 
 def _empty(status: int) -> Reply:
@@ -125,7 +122,7 @@ def _empty(status: int) -> Reply:
 
 
 def _going() -> Reply:
-    return _told({"error": "Server exiting"}, status=503)
+    return told({"error": "Server exiting"}, status=503)
 
 
 def _refused(error: Exception) -> Reply:

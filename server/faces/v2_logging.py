@@ -7,8 +7,8 @@ from typing import Any
 from litestar import Response, Router, get, post
 from litestar.di import NamedDependency
 
-from server import errors
 from server.limits import StrictRequest, said_in
+from server.replies import told
 
 Reply = Response[bytes]
 
@@ -16,17 +16,13 @@ Reply = Response[bytes]
 # Any: a Protocol cannot be checked when a request comes. It is `server.triton.logs.LogSettings`.
 @get("/v2/logging", sync_to_thread=False)
 def show(logs: NamedDependency[Any]) -> Reply:
-    return _told(logs.shown())
+    return told(logs.shown())
 
 
 @post("/v2/logging", status_code=200)
 async def change(request: StrictRequest, logs: NamedDependency[Any]) -> Reply:
     """All of it or nothing."""
-    return _told(logs.update(await said_in(request)))
-
-
-def _told(body: dict[str, Any]) -> Reply:
-    return Response(errors.encode(body), media_type="application/json")
+    return told(logs.update(await said_in(request)))
 
 
 router = Router("/", route_handlers=[show, change])

@@ -18,8 +18,8 @@ from litestar import Request, Response, Router, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from server import errors
 from server.limits import ASKED, decode
+from server.replies import told
 
 SYSTEM, CUDA = "/systemsharedmemory", "/cudasharedmemory"
 REGION = "/region/{name:str}"
@@ -63,7 +63,7 @@ async def unregister(regions: NamedDependency[Any], name: FromPath[str] = "") ->
 
 @get([f"{SYSTEM}/status", f"{SYSTEM}{REGION}/status"], sync_to_thread=False)
 def status(regions: NamedDependency[Any], name: FromPath[str] = "") -> Reply:
-    return _told(regions.status(name or None))
+    return told(regions.status(name or None))
 
 
 @post(f"{CUDA}{REGION}/register", status_code=200)
@@ -82,17 +82,13 @@ async def unregister_cuda(cuda_regions: NamedDependency[Any], name: FromPath[str
 
 @get([f"{CUDA}/status", f"{CUDA}{REGION}/status"], sync_to_thread=False)
 def status_cuda(cuda_regions: NamedDependency[Any], name: FromPath[str] = "") -> Reply:
-    return _told(cuda_regions.status(name or None))
+    return told(cuda_regions.status(name or None))
 
 
 async def _said(request: Asked, kind: type[Registration]) -> Registration:
     found: Registration = decode(await request.body(), kind)
     request.scope["state"][ASKED] = found.key  # for the audit log
     return found
-
-
-def _told(body: Any) -> Reply:
-    return Response(errors.encode(body), media_type="application/json")
 
 
 def _empty() -> Reply:

@@ -8,8 +8,8 @@ from typing import Any
 from litestar import Response, Router, get, post
 from litestar.di import NamedDependency
 
-from server import errors
 from server.limits import StrictRequest, said_in
+from server.replies import told
 
 Reply = Response[bytes]
 
@@ -17,16 +17,12 @@ Reply = Response[bytes]
 # Any: it is `server.triton.tracing.Tracer`, which dependencies cannot name.
 @get("/v2/trace/setting", sync_to_thread=False)
 def show(tracer: NamedDependency[Any]) -> Reply:
-    return _told(tracer.settings(None))
+    return told(tracer.settings(None))
 
 
 @post("/v2/trace/setting", status_code=200)
 async def change(request: StrictRequest, tracer: NamedDependency[Any]) -> Reply:
-    return _told(tracer.update(None, await said_in(request)))
-
-
-def _told(body: dict[str, Any]) -> Reply:
-    return Response(errors.encode(body), media_type="application/json")
+    return told(tracer.update(None, await said_in(request)))
 
 
 router = Router("/", route_handlers=[show, change])

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -27,6 +26,7 @@ from server.auth import Headers, Key
 from server.intake import adapter_of
 from server.metrics.traces import trace_of
 from server.patience import error_of
+from server.replies import request_id_of
 from server.rpc import management
 from server.rpc.call import Call
 from server.rpc.depot import Depot
@@ -37,7 +37,6 @@ from server.rpc.table import BY_PATH, ROWS, Rpc
 
 audit = logging.getLogger("modeldepot.audit")
 
-REQUEST_ID, LONGEST_REQUEST_ID = b"x-request-id", 128
 BROKEN = (aio.AbortError, aio.BaseError, aio.InternalError, aio.UsageError)
 DECOUPLED = "ModelInfer RPC doesn't support models with decoupled transaction policy"
 Handler = Any
@@ -227,16 +226,6 @@ def host_of(peer: str) -> str:
     if kind not in ("ipv4", "ipv6"):
         return peer
     return rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
-
-
-def request_id_of(headers: Headers) -> str:
-    """The client's own, if it is printable and short enough; else a new one."""
-    for name, value in headers:
-        if name == REQUEST_ID and 0 < len(value) <= LONGEST_REQUEST_ID:
-            text = value.decode("latin-1")
-            if text.isascii() and text.isprintable():
-                return text
-    return secrets.token_hex(16)
 
 
 def _note(

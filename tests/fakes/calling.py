@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
-from repository.entrance import Line
 from repository.errors import ModelNotFoundError, RepositoryError
 from repository.hosts.base import Host
 from repository.lifecycle.generation import Generation, Lease
+from repository.lines import Line
 from repository.messages import InferRequest, InferResponse
 from repository.responding import Responses
 
